@@ -1,0 +1,151 @@
+"""What the gateway serves: logical models, their variants, and the version of each that takes traffic.
+
+The catalogue is only data. It is changed in one place (reload.py), on the event loop, by replacing a variant's
+`current`; a request takes one `Served` and keeps it to its end, so no answer mixes two versions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+
+from millis_server.errors import InvalidField, ModelNotFound, TaskMismatch
+from millis_server.manifest import Manifest, TaskName
+from millis_server.tokenizer import Tokenizer
+from millis_server.triton.lane import Lane
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One version of one variant, ready to answer: weights, tokenizer and labels belong together."""
+
+    manifest: Manifest
+    version: str
+    tokenizer: Tokenizer
+    lane: Lane
+
+
+class State(Enum):
+    """How far a variant is from answering."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    RECOVERING = "recovering"
+    UNLOADED = "unloaded"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a version did not get into service."""
+
+    version: str
+    reason: str
+    at: datetime
+
+
+@dataclass(slots=True)
+class Variant:
+    """One folder of the repository.
+
+    Attributes:
+        manifest: of the version in service, or of the newest readable one.
+        state: whether it answers.
+        reason: why it does not.
+        current: what takes traffic.
+        standby: the version before, still loaded: rolling back to it takes no time.
+        refused: versions that failed, by version.
+    """
+
+    manifest: Manifest
+    state: State = State.LOADING
+    reason: str = ""
+    current: Served | None = None
+    standby: Served | None = None
+    refused: dict[str, Refusal] = field(default_factory=dict)
+
+    def serving(self, version: str) -> Served | None:
+        """The version asked for, or the current one for an empty `version`; None when it is not loaded."""
+        for served in (self.current, self.standby):
+            if served is not None and version in ("", served.version):
+                return served
+        return None
+
+
+class Catalogue:
+    """All variants by the name of their folder, with the questions a request asks of them."""
+
+    def __init__(self) -> None:
+        self.variants: dict[str, Variant] = {}
+        self._watchers: set[asyncio.Queue[str]] = set()
+
+    def models(self) -> list[str]:
+        """Names of the logical models, sorted."""
+        return sorted({variant.manifest.model for variant in self.variants.values()})
+
+    def variants_of(self, model: str) -> list[Variant]:
+        """Variants of a logical model in the order of their names.
+
+        Raises:
+            ModelNotFound: there are none.
+        """
+        found = [variant for variant in self.variants.values() if variant.manifest.model == model]
+        if not found:
+            known = ", ".join(self.models()) or "none"
+            raise ModelNotFound("model", model, f"no model {model!r}; models are: {known}")
+        return sorted(found, key=lambda variant: variant.manifest.variant)
+
+    def default_model(self, task: TaskName) -> str | None:
+        """The model of a task that requests without a name mean: the only one, or the one published as default."""
+        manifests = [variant.manifest for variant in self.variants.values() if variant.manifest.task == task]
+        names = sorted({manifest.model for manifest in manifests})
+        chosen = sorted({manifest.model for manifest in manifests if manifest.default_for_task})
+        if len(names) == 1:
+            return names[0]
+        return chosen[0] if chosen else None
+
+    def resolve(self, model: str, asked: str, tasks: tuple[TaskName, ...]) -> list[Variant]:
+        """Finds the variants that a request means.
+
+        Args:
+            model: name from the request; empty is the default.
+            asked: the RPC, for messages.
+            tasks: tasks that can answer, the preferred first.
+
+        Raises:
+            InvalidField: no name was given and several models could be meant.
+            ModelNotFound: there is no such model.
+            TaskMismatch: the model is of another task.
+        """
+        if not model:
+            for task in tasks:
+                if name := self.default_model(task):
+                    return self.variants_of(name)
+            candidates = sorted({v.manifest.model for v in self.variants.values() if v.manifest.task in tasks})
+            if not candidates:
+                raise ModelNotFound("model", "", f"no model answers {asked}")
+            raise InvalidField("model", f"is empty, and {asked} has no default; name one of {', '.join(candidates)}")
+        variants = self.variants_of(model)
+        task = variants[0].manifest.task
+        if task not in tasks:
+            raise TaskMismatch(f"model {model!r} is for {task}; {asked} needs {' or '.join(tasks)}")
+        return variants
+
+    def changed(self, model: str) -> None:
+        """Tells watchers that a logical model is new, changed or gone."""
+        for queue in self._watchers:
+            queue.put_nowait(model)
+
+    @contextmanager
+    def watch(self) -> Iterator[asyncio.Queue[str]]:
+        """A queue that receives the names of models as they change, for the length of a `with` block."""
+        queue: asyncio.Queue[str] = asyncio.Queue()
+        self._watchers.add(queue)
+        try:
+            yield queue
+        finally:
+            self._watchers.discard(queue)

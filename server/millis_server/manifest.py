@@ -1,0 +1,223 @@
+"""The manifest: what a published model version says about itself.
+
+It is the only contract between the pipeline, which writes it, and the gateway,
+which reads it. One lies beside the weights in every version folder:
+
+    model_repository/intent-int8/          one folder per variant
+      config.pbtxt
+      1/model.onnx  tokenizer.json  manifest.json
+
+so that weights, tokenizer, labels and limits always change together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+MANIFEST_FILE = "manifest.json"
+WEIGHTS_FILE = "model.onnx"
+TOKENIZER_FILE = "tokenizer.json"
+
+TaskName = Literal["text-classification", "token-classification", "embedding", "cross-encoder"]
+TensorName = Literal["input_ids", "attention_mask", "token_type_ids"]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
+"""A model or variant name: it becomes a folder, so it is held to what every file system takes."""
+
+OUTPUT_NAMES: dict[TaskName, str] = {
+    "text-classification": "logits",
+    "token-classification": "logits",
+    "embedding": "sentence_embedding",
+    "cross-encoder": "logits",
+}
+"""Output tensor of each task. `logits` is [texts, labels], for tokens [texts, tokens, labels] and for a
+cross-encoder [texts, 1]; `sentence_embedding` is [texts, dimensions]."""
+
+
+class ManifestError(ValueError):
+    """A version folder that the gateway cannot serve; the message names the file and the problem."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Quality(_Part):
+    """What the variant was measured to be worth on labelled (or teacher-labelled) data."""
+
+    metric: str
+    """For example `accuracy`, `entity_f1` or `cosine_to_teacher`."""
+    value: float = Field(ge=0, le=1)
+    low: float = Field(ge=0, le=1)
+    """Lower end of the 95 % confidence interval."""
+    high: float = Field(ge=0, le=1)
+    """Upper end of the 95 % confidence interval."""
+    examples: int = Field(ge=1)
+    dataset: str
+
+
+class LatencyPoint(_Part):
+    """Time of one engine call with one thread, in milliseconds."""
+
+    batch: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    p50_ms: float = Field(gt=0)
+    p99_ms: float = Field(gt=0)
+
+
+class LatencyProfile(_Part):
+    """Latency of the bare engine where the variant was published."""
+
+    machine: str
+    """Processor and number of cores."""
+    engine: str
+    """For example `onnxruntime 1.32.0`."""
+    threads: int = Field(ge=1)
+    points: tuple[LatencyPoint, ...]
+
+
+class Provenance(_Part):
+    """Where the model comes from."""
+
+    checkpoint: str
+    """Folder name or hub id of the checkpoint that was fine-tuned or exported."""
+    dataset: str = ""
+    recipe: str = ""
+    """SHA-256 of the recipe, hexadecimal; empty when built from a checkpoint alone."""
+    created_at: str
+    """ISO 8601, UTC."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Versions of the libraries that made it."""
+    license: str = ""
+
+
+class SelfCheck(_Part):
+    """One input with the answer that the exporting process got for it.
+
+    The gateway asks a freshly loaded version the same and compares before the version takes traffic.
+    """
+
+    text: str
+    pair: str | None = None
+    """Second text, for a cross-encoder."""
+    expected: tuple[float, ...]
+    """The flattened output for this input (for tokens: the first token's logits, `[CLS]`)."""
+
+
+class Manifest(_Part):
+    """Everything the gateway needs to serve one version of one variant."""
+
+    format: Literal[1] = 1
+    model: Name
+    """Logical model name, for example `intent`."""
+    variant: Name
+    """For example `fp32` or `int8`."""
+    task: TaskName
+    labels: tuple[str, ...] = ()
+    """In the order of the outputs. For tokens with `B-` and `I-` prefixes and `O`."""
+    multi_label: bool = False
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    """Lowest score of a label of a multi-label model, unless the request says otherwise."""
+    max_tokens: int = Field(ge=4)
+    """Most tokens of one input, special ones included."""
+    pad_id: int = Field(default=0, ge=0)
+    inputs: tuple[TensorName, ...]
+    """Input tensors of the graph, each INT64 [texts, tokens]."""
+    dimensions: int = Field(default=0, ge=0)
+    """Length of the vectors of an embedding model."""
+    normalized: bool = False
+    """Whether the vectors of an embedding model leave the graph with length 1."""
+    activation: Literal["sigmoid", "identity"] = "identity"
+    """What turns a cross-encoder's logit into its score."""
+    default_variant: bool = False
+    """Whether requests without wishes are answered by this variant."""
+    default_for_task: bool = False
+    """Whether requests of this task that name no model are answered by this model."""
+    files: dict[str, str]
+    """SHA-256 of each file in the version folder, hexadecimal."""
+    size_bytes: int = Field(ge=1)
+    """Size of the weights file."""
+    quality: Quality | None = None
+    """None when published without evaluation data."""
+    latency: LatencyProfile | None = None
+    provenance: Provenance
+    self_check: tuple[SelfCheck, ...] = Field(min_length=1)
+    tolerance: float = Field(default=1e-3, gt=0)
+    """Largest absolute difference from `expected` that passes."""
+
+    @property
+    def triton_model(self) -> str:
+        """Name of the variant's folder, which is its model name in Triton."""
+        return f"{self.model}-{self.variant}"
+
+    @property
+    def output(self) -> str:
+        """Name of the output tensor."""
+        return OUTPUT_NAMES[self.task]
+
+    @model_validator(mode="after")
+    def _fits_its_task(self) -> Manifest:
+        if self.task in ("text-classification", "token-classification"):
+            if len(self.labels) < 1:
+                raise ValueError(f"labels: a {self.task} model needs at least one")
+            if len(set(self.labels)) != len(self.labels):
+                raise ValueError("labels: a name appears twice")
+        if self.task == "embedding" and self.dimensions < 1:
+            raise ValueError("dimensions: an embedding model needs at least 1")
+        if "input_ids" not in self.inputs:
+            raise ValueError("inputs: input_ids is missing")
+        for name in (WEIGHTS_FILE, TOKENIZER_FILE):
+            if name not in self.files:
+                raise ValueError(f"files: the digest of {name} is missing")
+        return self
+
+
+def read_manifest(version_dir: Path) -> Manifest:
+    """Reads and validates the manifest of a version folder.
+
+    Args:
+        version_dir: for example `model_repository/intent-int8/1`.
+
+    Raises:
+        ManifestError: the file is missing, is not JSON, or a field is wrong; the message names it.
+    """
+    path = version_dir / MANIFEST_FILE
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ManifestError(f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise ManifestError(f"{path}: {field}: {first['msg']}") from error
+    if manifest.triton_model != version_dir.parent.name:
+        raise ManifestError(
+            f"{path}: model and variant say {manifest.triton_model}, the folder is {version_dir.parent.name}"
+        )
+    return manifest
+
+
+def verify_files(version_dir: Path, manifest: Manifest) -> None:
+    """Compares the files of a version folder with the digests in its manifest.
+
+    Reads every byte of the weights: call it off the event loop.
+
+    Raises:
+        ManifestError: a file is missing or differs; the message names it.
+    """
+    for name, expected in manifest.files.items():
+        try:
+            digest = sha256(version_dir / name)
+        except OSError as error:
+            raise ManifestError(f"{version_dir / name}: {error.strerror}") from error
+        if digest != expected:
+            raise ManifestError(f"{version_dir / name}: its SHA-256 is {digest[:12]}…, not {expected[:12]}…")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,298 @@
+"""Brings the repository's versions into service while traffic goes on.
+
+Triton keeps the two newest versions of a variant loaded (`version_policy` in its config), and every request names
+the version it wants. So a new version loads beside the old one, is warmed and answers its self-check; then one
+assignment moves traffic, and with it tokenizer and labels. The version before stays loaded: deleting the new one
+moves traffic back in no time. A version that fails at any step is refused and changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from millis_server import repository, selfcheck
+from millis_server.catalogue import Catalogue, Refusal, Served, State, Variant
+from millis_server.errors import LoadFailed, MillisError, ModelNotFound, ModelUnavailable
+from millis_server.manifest import TOKENIZER_FILE, Manifest, ManifestError, read_manifest, verify_files
+from millis_server.settings import Settings
+from millis_server.tokenizer import Tokenizer
+from millis_server.triton.client import TritonClient
+from millis_server.triton.lane import Lane
+
+LOG = logging.getLogger("millis.reload")
+READY = "READY"
+
+
+class VersionRefused(Exception):
+    """A version that cannot be brought into service; the message is the reason."""
+
+
+class Reloader:
+    """Keeps the catalogue in step with the repository.
+
+    Args:
+        settings: of the gateway.
+        client: connection to Triton.
+        catalogue: what is changed.
+    """
+
+    def __init__(self, settings: Settings, client: TritonClient, catalogue: Catalogue) -> None:
+        self._settings = settings
+        self._client = client
+        self._catalogue = catalogue
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._held_back: dict[str, list[str]] = {}
+        """Versions present when a folder was unloaded on request, or found unreadable: it is left alone until
+        they change."""
+        self._recoveries: dict[str, asyncio.Task[None]] = {}
+
+    async def watch(self) -> None:
+        """Looks at the repository for ever, and follows it."""
+        while True:
+            await asyncio.sleep(self._settings.repository_poll_seconds)
+            try:
+                await self.sync()
+            except repository.RepositoryError as error:
+                LOG.warning("%s", error)
+            except Exception:  # the watch must outlive anything that a broken repository can cause
+                LOG.exception("following the repository failed; it is tried again")
+
+    async def sync(self) -> None:
+        """Follows the repository once: new, changed and removed variants side by side."""
+        found = await asyncio.to_thread(repository.scan, self._settings.model_repository)
+        names = sorted(found.keys() | self._catalogue.variants.keys())
+        await asyncio.gather(*(self._follow(name, found.get(name, [])) for name in names))
+
+    async def load_model(self, model: str) -> None:
+        """Brings the newest good versions of a logical model into service, also of an unloaded one.
+
+        Raises:
+            ModelNotFound: the repository has no such model.
+            LoadFailed: a variant has no version that could be brought into service, or its newest was refused.
+        """
+        found = await asyncio.to_thread(repository.scan, self._settings.model_repository)
+        names = [name for name in found if self._belongs(name, found[name], model)]
+        if not names:
+            known = ", ".join(self._catalogue.models()) or "none"
+            raise ModelNotFound("model", model, f"the repository has no model {model!r}; models are: {known}")
+        for name in names:
+            self._held_back.pop(name, None)
+            if name in self._catalogue.variants:
+                self._catalogue.variants[name].refused.clear()
+        await asyncio.gather(*(self._follow(name, found[name]) for name in names))
+        refusals = [
+            f"{name} version {refusal.version}: {refusal.reason}"
+            for name in names
+            for refusal in self._catalogue.variants[name].refused.values()
+        ]
+        if refusals:
+            raise LoadFailed("; ".join(refusals))
+
+    async def unload_model(self, model: str) -> None:
+        """Takes a logical model out of service once requests under way are answered.
+
+        Raises:
+            ModelNotFound: there is no such model.
+        """
+        self._catalogue.variants_of(model)
+        for name, variant in list(self._catalogue.variants.items()):
+            if variant.manifest.model != model:
+                continue
+            async with self._locks[name]:
+                found = await asyncio.to_thread(repository.scan, self._settings.model_repository)
+                self._held_back[name] = found.get(name, [])
+                await self._take_out(variant, State.UNLOADED, "unloaded on request")
+                await self._client.unload(name)
+                self._catalogue.changed(model)
+
+    def recover(self, name: str) -> None:
+        """Starts loading a variant anew whose process died, unless that is under way already."""
+        variant = self._catalogue.variants.get(name)
+        if variant is None or name in self._recoveries or variant.state is not State.READY:
+            return
+        variant.state = State.RECOVERING
+        variant.reason = "its process died and is being started again"
+        self._catalogue.changed(variant.manifest.model)
+        task = asyncio.create_task(self._recover(name, variant))
+        self._recoveries[name] = task
+        task.add_done_callback(lambda _: self._recoveries.pop(name, None))
+
+    async def recover_all(self) -> None:
+        """Loads everything anew, after Triton itself was started again."""
+        for name in list(self._catalogue.variants):
+            self.recover(name)
+        await asyncio.gather(*self._recoveries.values())
+
+    async def _follow(self, name: str, versions: list[str]) -> None:
+        """Brings one variant to the newest good one of `versions` (newest first)."""
+        async with self._locks[name]:
+            variant = self._catalogue.variants.get(name)
+            if variant is not None and variant.state is State.RECOVERING:
+                return
+            if self._held_back.get(name) == versions:
+                return
+            self._held_back.pop(name, None)
+            if not versions:
+                if variant is not None:
+                    await self._remove(name, variant)
+                return
+            if variant is None:
+                variant = await self._discover(name, versions)
+                if variant is None:
+                    return
+            for gone in variant.refused.keys() - set(versions):
+                del variant.refused[gone]
+            await self._bring_newest(name, variant, versions)
+
+    async def _bring_newest(self, name: str, variant: Variant, versions: list[str]) -> None:
+        for version in versions:
+            if variant.current is not None and variant.current.version == version:
+                break
+            if version in variant.refused:
+                continue
+            try:
+                await self._bring(name, variant, version)
+                break
+            except VersionRefused as error:
+                LOG.error("refused %s version %s: %s", name, version, error)
+                variant.refused[version] = Refusal(version, str(error), datetime.now(UTC))
+                self._catalogue.changed(variant.manifest.model)
+            except ModelUnavailable as error:
+                # Triton is away, which says nothing about the version: the next look tries again.
+                LOG.warning("%s version %s: %s", name, version, error)
+                return
+        serving = variant.current is not None and variant.current.version in versions
+        if not serving and variant.state is not State.FAILED:
+            await self._take_out(variant, State.FAILED, "no version of it could be brought into service")
+            self._catalogue.changed(variant.manifest.model)
+
+    async def _bring(self, name: str, variant: Variant, version: str) -> None:
+        """Moves traffic to `version`: the standby at once, any other once it is loaded, warmed and checked."""
+        old = variant.current
+        if variant.standby is not None and variant.standby.version == version:
+            served, variant.standby = variant.standby, None
+        else:
+            served = await self._load(name, version)
+        variant.manifest = served.manifest
+        variant.current = served
+        variant.state = State.READY
+        variant.reason = ""
+        LOG.info("%s version %s takes traffic", name, version)
+        self._catalogue.changed(served.manifest.model)
+        if old is not None:
+            await old.lane.drain()
+            if int(old.version) < int(version):
+                variant.standby = old
+            else:
+                # The newer version was deleted: let Triton drop it and load the one before as the new standby.
+                await self._client.load(name)
+
+    async def _load(self, name: str, version: str) -> Served:
+        folder = self._settings.model_repository / name / version
+        try:
+            manifest = await asyncio.to_thread(_read, folder)
+            tokenizer = await asyncio.to_thread(Tokenizer, folder / TOKENIZER_FILE, manifest.max_tokens)
+        except ManifestError as error:
+            raise VersionRefused(str(error)) from error
+        except Exception as error:  # tokenizers raises plain Exception for a file it cannot read
+            raise VersionRefused(f"{folder / TOKENIZER_FILE}: {error}") from error
+        state = await self._load_in_triton(name, version)
+        if state != READY:
+            raise VersionRefused(f"Triton did not load it: {state}")
+        lane = Lane(self._client, manifest, version, self._settings.lanes, self._settings.max_batch)
+        served = Served(manifest, version, tokenizer, lane)
+        try:
+            await selfcheck.check(served)
+        except (selfcheck.SelfCheckFailed, MillisError) as error:
+            raise VersionRefused(str(error)) from error
+        return served
+
+    async def _load_in_triton(self, name: str, version: str) -> str:
+        """Loads what the variant's config asks for and returns what Triton says of one version."""
+        try:
+            await self._client.load(name)
+        except ModelUnavailable:
+            raise
+        except MillisError as error:
+            # Triton reports the failure of any version; another one may have loaded all the same.
+            state = (await self._client.versions(name)).get(version, str(error))
+            return state.split(" At: ")[0]
+        return (await self._client.versions(name)).get(version, "it is not among the two newest versions")
+
+    async def _discover(self, name: str, versions: list[str]) -> Variant | None:
+        """Enters a new folder into the catalogue, with the newest manifest that can be read."""
+        problems = []
+        for version in versions:
+            try:
+                manifest = await asyncio.to_thread(read_manifest, self._settings.model_repository / name / version)
+            except ManifestError as error:
+                problems.append(str(error))
+                continue
+            variant = Variant(manifest)
+            self._catalogue.variants[name] = variant
+            self._catalogue.changed(manifest.model)
+            return variant
+        LOG.error("ignored %s: %s", name, "; ".join(problems))
+        self._held_back[name] = versions
+        return None
+
+    async def _remove(self, name: str, variant: Variant) -> None:
+        del self._catalogue.variants[name]
+        await self._take_out(variant, State.UNLOADED, "removed from the repository")
+        await self._client.unload(name)
+        LOG.info("%s was removed from the repository", name)
+        self._catalogue.changed(variant.manifest.model)
+
+    async def _take_out(self, variant: Variant, state: State, reason: str) -> None:
+        """Ends traffic to a variant and waits for the requests under way."""
+        leaving = [served for served in (variant.current, variant.standby) if served is not None]
+        variant.current = variant.standby = None
+        variant.state = state
+        variant.reason = reason
+        for served in leaving:
+            await served.lane.drain()
+
+    async def _recover(self, name: str, variant: Variant) -> None:
+        """Loads a variant anew. A plain load would change nothing: to Triton the dead version is still ready."""
+        LOG.warning("%s: %s", name, variant.reason)
+        async with self._locks[name]:
+            pause = 0.2
+            while (served := variant.current) is not None:
+                try:
+                    await self._client.unload(name)
+                    variant.standby = None
+                    state = await self._load_in_triton(name, served.version)
+                    if state == READY:
+                        await selfcheck.check(served)
+                        variant.state = State.READY
+                        variant.reason = ""
+                        LOG.info("%s version %s is back", name, served.version)
+                        self._catalogue.changed(variant.manifest.model)
+                        return
+                    variant.reason = state
+                except (MillisError, selfcheck.SelfCheckFailed) as error:
+                    variant.reason = f"it could not be started again yet: {error}"
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 5.0)
+
+    def _belongs(self, name: str, versions: list[str], model: str) -> bool:
+        """Whether a folder belongs to a logical model, by what is known or by its newest readable manifest."""
+        if name in self._catalogue.variants:
+            return self._catalogue.variants[name].manifest.model == model
+        for version in versions:
+            try:
+                return read_manifest(self._settings.model_repository / name / version).model == model
+            except ManifestError:
+                continue
+        return False
+
+
+def _read(folder: Path) -> Manifest:
+    """Reads a version's manifest and checks its files; reads every byte of the weights."""
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    return manifest

@@ -1,0 +1,234 @@
+"""`millis serve`: starts Triton, brings the models into service, and answers until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+
+import grpc
+import grpc.aio
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from millis.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc
+
+from millis_server.catalogue import Catalogue, State
+from millis_server.infer import Inference
+from millis_server.model_service import ModelService
+from millis_server.reload import Reloader
+from millis_server.repository import RepositoryError, scan
+from millis_server.requests import RequestReader
+from millis_server.service import InferenceService
+from millis_server.settings import ConfigError, Settings, read_settings
+from millis_server.triton.client import TritonClient
+from millis_server.triton.launcher import EmbeddedTriton, TritonFailed
+
+LOG = logging.getLogger("millis")
+INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+MODELS = models_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+
+
+class StartFailed(RuntimeError):
+    """The gateway cannot start; the message is one line."""
+
+
+class Gateway:
+    """Everything that runs in the gateway's process.
+
+    Args:
+        settings: of the gateway.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._triton = None if settings.triton_url else EmbeddedTriton(settings.model_repository, settings.state_dir)
+        url = self._triton.url if self._triton else settings.triton_url
+        self._client = TritonClient(url, settings.infer_timeout_seconds, settings.load_timeout_seconds)
+        self.catalogue = Catalogue()
+        self._reloader = Reloader(settings, self._client, self.catalogue)
+        self._inference = Inference(self.catalogue, self._reloader, settings.max_pending_inputs)
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+                # Two gateways on one port would share its calls without a word.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        self._background: list[asyncio.Task[None]] = []
+        self.port = 0
+
+    async def start(self) -> None:
+        """Returns when the gateway answers.
+
+        Raises:
+            StartFailed: the port is taken, or no model could be brought into service.
+            RepositoryError: the model repository cannot be read.
+            TritonFailed: Triton could not be started.
+        """
+        self._add_services()
+        address = f"{self._settings.host}:{self._settings.port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise StartFailed(f"cannot listen on {address}: it is in use, or no address of this machine") from None
+        if not await asyncio.to_thread(scan, self._settings.model_repository):
+            raise StartFailed(
+                f"model repository {self._settings.model_repository} holds no model; publish one with `millis build`"
+            )
+        await self._start_triton()
+        await self._reloader.sync()
+        if not self._ready_models():
+            reasons = {
+                f"{name}: {refusal.reason}"
+                for name, variant in self.catalogue.variants.items()
+                for refusal in variant.refused.values()
+            }
+            raise StartFailed("no model could be brought into service: " + "; ".join(sorted(reasons)))
+        await self._set_health()
+        self._background = [
+            asyncio.create_task(self._reloader.watch()),
+            asyncio.create_task(self._follow_health()),
+        ]
+        await self._server.start()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serves until `stop` is set.
+
+        Raises:
+            TritonFailed: Triton died and could not be started again.
+        """
+        stopping = asyncio.create_task(stop.wait())
+        watching = asyncio.create_task(self._keep_triton())
+        try:
+            done, _ = await asyncio.wait({stopping, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if watching in done:
+                watching.result()
+        finally:
+            stopping.cancel()
+            watching.cancel()
+
+    async def stop(self) -> None:
+        """Refuses new work, lets calls under way finish within the drain time, and ends Triton."""
+        self._inference.draining = True
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self._settings.drain_seconds)
+        for task in self._background:
+            task.cancel()
+        await self._client.close()
+        if self._triton is not None:
+            await self._triton.stop()
+
+    def _add_services(self) -> None:
+        reader = RequestReader(self._settings.max_inputs, self._settings.max_text_bytes)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceService(self._inference, self.catalogue, reader), self._server
+        )
+        models_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.catalogue, self._reloader), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (INFERENCE, MODELS, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    async def _start_triton(self) -> None:
+        if self._triton is not None:
+            await self._triton.start(self._settings.startup_timeout_seconds)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.startup_timeout_seconds):
+                while not await self._client.is_ready():
+                    await asyncio.sleep(0.2)
+                return
+        raise StartFailed(
+            f"no Triton answers at {self._client.url} within {self._settings.startup_timeout_seconds:g} s"
+        )
+
+    async def _keep_triton(self) -> None:
+        """Starts Triton again when it dies, unless it dies at once again."""
+        while self._triton is not None:
+            began = asyncio.get_running_loop().time()
+            await self._triton.wait()
+            words = await self._triton.last_words()
+            if asyncio.get_running_loop().time() - began < self._settings.startup_timeout_seconds / 10:
+                raise TritonFailed(words)
+            LOG.error("%s", words)
+            await self._triton.start(self._settings.startup_timeout_seconds)
+            await self._reloader.recover_all()
+        await asyncio.Event().wait()
+
+    def _ready_models(self) -> list[str]:
+        ready = {v.manifest.model for v in self.catalogue.variants.values() if v.state is State.READY}
+        return sorted(ready)
+
+    async def _follow_health(self) -> None:
+        with self.catalogue.watch() as changes:
+            while True:
+                await changes.get()
+                await self._set_health()
+
+    async def _set_health(self) -> None:
+        """Inference serves while a model does; the model service always does, so that it can tell what is wrong."""
+        serving = health_pb2.HealthCheckResponse.SERVING
+        inference = serving if self._ready_models() else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set("", inference)
+        await self._health.set(INFERENCE, inference)
+        await self._health.set(MODELS, serving)
+
+
+async def serve(settings: Settings) -> None:
+    """Runs a gateway until SIGINT or SIGTERM.
+
+    Raises:
+        StartFailed, RepositoryError, TritonFailed: as `Gateway.start` and `Gateway.run`.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    gateway = Gateway(settings)
+    starting = asyncio.create_task(gateway.start())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            return
+        starting.result()
+        _announce(gateway, settings)
+        await gateway.run(stop)
+        LOG.info("stopping: calls under way have %g s to finish", settings.drain_seconds)
+    finally:
+        stopping.cancel()
+        await gateway.stop()
+
+
+def _announce(gateway: Gateway, settings: Settings) -> None:
+    for name in gateway.catalogue.models():
+        for variant in gateway.catalogue.variants_of(name):
+            state = variant.state.value + (f" ({variant.reason})" if variant.reason else "")
+            LOG.info("%s %s: %s", name, variant.manifest.variant, state)
+    LOG.info("serving on %s:%d; stop with Ctrl-C", settings.host, gateway.port)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `millis serve`.
+
+    Args:
+        argv: options, see millis_server.settings.
+
+    Returns:
+        Exit code: 0 after a stop that was asked for, 1 when it cannot start or go on, 2 for a wrong setting.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        uvloop.run(serve(read_settings(list(argv))))
+    except ConfigError as error:
+        print(f"millis serve: {error}", file=sys.stderr)
+        return 2
+    except (StartFailed, RepositoryError, TritonFailed) as error:
+        print(f"millis serve: {error}", file=sys.stderr)
+        return 1
+    return 0

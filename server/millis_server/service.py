@@ -1,0 +1,235 @@
+"""InferenceService: protobuf in, protobuf out. It knows no tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from millis.v1 import inference_pb2 as inference
+from millis.v1 import inference_pb2_grpc
+from millis.v1 import types_pb2 as types
+
+from millis_server import requests
+from millis_server.answering import Context, answering
+from millis_server.catalogue import Catalogue
+from millis_server.infer import Answer, Inference
+from millis_server.manifest import Manifest, TaskName
+from millis_server.offsets import OffsetUnit, converter
+from millis_server.requests import InferenceRequest, RequestReader
+from millis_server.routing import choose
+from millis_server.tasks.embedding import Encoding
+from millis_server.tasks.token_classification import TaggedText
+from millis_server.tokenizer import Tokenizer
+
+SPAN_UNITS: dict[OffsetUnit, types.OffsetUnit.ValueType] = {
+    "code_point": types.OFFSET_UNIT_CODE_POINT,
+    "utf8_byte": types.OFFSET_UNIT_UTF8_BYTE,
+    "utf16_code_unit": types.OFFSET_UNIT_UTF16_CODE_UNIT,
+}
+ENCODINGS: dict[Encoding, inference.EmbeddingEncoding.ValueType] = {
+    "float32": inference.EMBEDDING_ENCODING_FLOAT32,
+    "float16": inference.EMBEDDING_ENCODING_FLOAT16,
+    "int8": inference.EMBEDDING_ENCODING_INT8,
+    "binary": inference.EMBEDDING_ENCODING_BINARY,
+}
+ALL_TASKS: tuple[TaskName, ...] = ("text-classification", "token-classification", "embedding", "cross-encoder")
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    """Answers the inference RPCs.
+
+    Args:
+        inference: the path of a request.
+        catalogue: the models.
+        reader: checks requests.
+    """
+
+    def __init__(self, path: Inference, catalogue: Catalogue, reader: RequestReader) -> None:
+        self._path = path
+        self._catalogue = catalogue
+        self._reader = reader
+
+    @answering
+    async def ClassifyText(  # noqa: N802  # names of RPCs are given by the proto
+        self, request: inference.ClassifyTextRequest, _context: Context
+    ) -> inference.ClassifyTextResponse:
+        """Labels of texts."""
+        task = self._reader.classify_text(request)
+        answer = await self._path.run(task, request.model, requests.wishes(request))
+        return inference.ClassifyTextResponse(
+            results=[
+                inference.TextClassification(
+                    labels=[inference.LabelScore(label=label.label, score=label.score) for label in labels]
+                )
+                for labels in answer.results
+            ],
+            info=_info(request, answer, task.inputs),
+        )
+
+    @answering
+    async def ClassifyTokens(  # noqa: N802
+        self, request: inference.ClassifyTokensRequest, _context: Context
+    ) -> inference.ClassifyTokensResponse:
+        """Entities of texts."""
+        task = self._reader.classify_tokens(request)
+        unit = requests.offset_unit(request)
+        answer = await self._path.run(task, request.model, requests.wishes(request))
+        given = bool(request.word_lists)
+        return inference.ClassifyTokensResponse(
+            results=[_tagged(text, unit, given) for text in answer.results],
+            info=_info(request, answer, task.inputs),
+        )
+
+    @answering
+    async def EmbedText(  # noqa: N802
+        self, request: inference.EmbedTextRequest, _context: Context
+    ) -> inference.EmbedTextResponse:
+        """Vectors of texts."""
+        task = self._reader.embed_text(request)
+        answer = await self._path.run(task, request.model, requests.wishes(request))
+        return inference.EmbedTextResponse(
+            results=[inference.Embedding(data=vector.data, scale=vector.scale) for vector in answer.results],
+            dimensions=task.kept_dimensions(answer.choice.served.manifest),
+            encoding=ENCODINGS[task.encoding],
+            info=_info(request, answer, task.inputs),
+        )
+
+    @answering
+    async def RankTexts(  # noqa: N802
+        self, request: inference.RankTextsRequest, _context: Context
+    ) -> inference.RankTextsResponse:
+        """Documents in the order of relevance."""
+        task = self._reader.rank_texts(request)
+        answer = await self._path.run(task, request.model, requests.wishes(request))
+        return inference.RankTextsResponse(
+            results=[
+                inference.RankedText(
+                    index=ranked.index,
+                    score=ranked.score,
+                    text=request.documents[ranked.index] if request.return_documents else "",
+                )
+                for ranked in answer.results
+            ],
+            score_type=_score_type(answer.choice.served.manifest),
+            info=_info(request, answer, task.inputs),
+        )
+
+    @answering
+    async def Tokenize(  # noqa: N802
+        self, request: inference.TokenizeRequest, _context: Context
+    ) -> inference.TokenizeResponse:
+        """Tokens of texts."""
+        texts = self._reader.texts("texts", request.texts)
+        unit = requests.offset_unit(request)
+        special = request.add_special_tokens if request.HasField("add_special_tokens") else True
+        choice = choose(self._catalogue.resolve(request.model, "Tokenize", ALL_TASKS), requests.wishes(request))
+        served = choice.served
+        results = [_tokens(served.tokenizer, text, special, unit) for text in texts]
+        return inference.TokenizeResponse(
+            results=results,
+            max_tokens=served.manifest.max_tokens,
+            info=types.ResponseInfo(
+                client_request_id=request.options.client_request_id,
+                served_by=types.ServedBy(
+                    model=served.manifest.model,
+                    version=served.version,
+                    variant=served.manifest.variant,
+                    reason=choice.reason,
+                ),
+                usage=types.Usage(inputs=len(texts), tokens=sum(len(result.tokens) for result in results)),
+                cache_status=types.CACHE_STATUS_DISABLED,
+            ),
+        )
+
+
+def _info(request: InferenceRequest, answer: Answer[Any], inputs: int) -> types.ResponseInfo:
+    choice = answer.choice
+    manifest = choice.served.manifest
+    info = types.ResponseInfo(
+        client_request_id=request.options.client_request_id,
+        served_by=types.ServedBy(
+            model=manifest.model,
+            version=choice.served.version,
+            variant=manifest.variant,
+            degraded=choice.degraded,
+            reason=choice.reason,
+        ),
+        usage=types.Usage(inputs=inputs, tokens=answer.tokens),
+        cache_status=types.CACHE_STATUS_DISABLED,
+        truncated_inputs=answer.truncated,
+    )
+    if request.options.include_timing:
+        times = answer.times
+        info.timing.CopyFrom(
+            types.Timing(
+                total=_duration(times.total),
+                tokenize=_duration(times.tokenize),
+                queue=_duration(times.queue),
+                infer=_duration(times.infer),
+                postprocess=_duration(times.postprocess),
+            )
+        )
+    return info
+
+
+def _tagged(tagged: TaggedText, unit: OffsetUnit, given_words: bool) -> inference.TokenClassification:
+    convert = converter(tagged.text, unit)
+    number = SPAN_UNITS[unit]
+    return inference.TokenClassification(
+        entities=[
+            inference.Entity(
+                text=tagged.text[entity.start : entity.end],
+                label=entity.label,
+                score=entity.score,
+                span=types.Span(start=convert(entity.start), end=convert(entity.end), unit=number),
+                first_word=entity.first if given_words else None,
+                last_word=entity.last if given_words else None,
+            )
+            for entity in tagged.entities
+        ],
+        tokens=[
+            inference.ClassifiedToken(
+                token=token.token,
+                label=token.label,
+                score=token.score,
+                span=types.Span(start=convert(token.start), end=convert(token.end), unit=number),
+            )
+            for token in tagged.tokens
+        ],
+        windows=tagged.windows,
+    )
+
+
+def _tokens(tokenizer: Tokenizer, text: str, special: bool, unit: OffsetUnit) -> inference.Tokenization:
+    encoding = tokenizer.encoding(text, special)
+    convert = converter(text, unit)
+    number = SPAN_UNITS[unit]
+    columns: Sequence[Sequence[object]] = (
+        encoding.ids,
+        encoding.tokens,
+        encoding.offsets,
+        encoding.special_tokens_mask,
+    )
+    return inference.Tokenization(
+        tokens=[
+            inference.Token(
+                id=token_id,
+                text=token,
+                span=types.Span(start=convert(start), end=convert(end), unit=number),
+                special=bool(is_special),
+            )
+            for token_id, token, (start, end), is_special in zip(*columns, strict=True)
+        ]
+    )
+
+
+def _score_type(manifest: Manifest) -> inference.ScoreType.ValueType:
+    if manifest.task == "embedding":
+        return inference.SCORE_TYPE_COSINE
+    return inference.SCORE_TYPE_PROBABILITY if manifest.activation == "sigmoid" else inference.SCORE_TYPE_LOGIT
+
+
+def _duration(seconds: float) -> Duration:
+    nanos = int(seconds * 1e9)
+    return Duration(seconds=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000)

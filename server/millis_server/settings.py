@@ -1,0 +1,105 @@
+"""Every setting of the gateway, declared once: its option, its environment name, its default and its meaning.
+
+`--triton-url X` and `MILLIS_TRITON_URL=X` are the same setting; the option wins.
+"""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one line and names it."""
+
+
+class Settings(BaseSettings):
+    """Millis gateway: answers language questions over gRPC from models hosted by Triton."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MILLIS_",
+        cli_prog_name="millis serve",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        extra="ignore",
+        frozen=True,
+    )
+
+    model_repository: Path = Field(Path("model_repository"), description="folder of the published models")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(50051, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    triton_url: str = Field(
+        "",
+        description="host:port of a running Triton (gRPC) that serves the same repository; empty starts one",
+    )
+    state_dir: Path = Field(Path(".millis"), description="folder for Triton's backends and log")
+    repository_poll_seconds: float = Field(
+        1.0, gt=0, le=3600, description="how often the repository is looked at for new versions"
+    )
+    startup_timeout_seconds: float = Field(
+        120.0, gt=0, le=3600, description="longest wait for Triton and for the first models"
+    )
+    load_timeout_seconds: float = Field(120.0, gt=0, le=3600, description="longest wait for one model version to load")
+    infer_timeout_seconds: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="longest wait for one answer of Triton; then its model is loaded anew",
+    )
+    drain_seconds: float = Field(
+        10.0, ge=0, le=600, description="how long calls under way may go on when the gateway stops"
+    )
+    max_inputs: int = Field(1024, ge=1, description="most texts (or documents, or word lists) in one call")
+    max_text_bytes: int = Field(65536, ge=1, description="longest text, in bytes of UTF-8")
+    max_pending_inputs: int = Field(
+        4096, ge=1, description="most texts being worked on at once; more are refused with RESOURCE_EXHAUSTED"
+    )
+    max_message_bytes: int = Field(
+        16 * 1024 * 1024,
+        ge=65536,
+        description="largest request message; larger ones are refused by gRPC itself",
+    )
+    lanes: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="Triton requests under way at once for one model version; calls beyond them share the next. "
+        "Match the model's instances times workers",
+    )
+    max_batch: int = Field(
+        32, ge=1, le=1024, description="most texts in one Triton request, at most the model's max_batch_size"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_inputs > self.max_pending_inputs:
+            raise ValueError(
+                f"max_pending_inputs ({self.max_pending_inputs}) must be at least max_inputs ({self.max_inputs})"
+            )
+        if self.triton_url and ":" not in self.triton_url:
+            raise ValueError(f"triton_url must be host:port, not {self.triton_url!r}")
+        return self
+
+
+def read_settings(argv: list[str]) -> Settings:
+    """Reads the settings from options, then the environment, then the defaults.
+
+    Args:
+        argv: options after `millis serve`.
+
+    Raises:
+        ConfigError: a value that is wrong; the message names the setting.
+        SystemExit: `--help`, or an option that does not exist.
+    """
+    try:
+        return Settings(_cli_parse_args=argv)  # type: ignore[call-arg]  # an argument of pydantic-settings' own
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0]) if first["loc"] else ""
+        name = f"--{field.replace('_', '-')} (MILLIS_{field.upper()}): " if field else ""
+        raise ConfigError(f"{name}{first['msg']}") from error
+    except SettingsError as error:
+        raise ConfigError(" ".join(str(error).split())) from error

@@ -1,0 +1,1 @@
+"""Everything that touches Triton: its process, its wire, its backend."""

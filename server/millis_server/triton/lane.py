@@ -1,0 +1,156 @@
+"""Shares Triton requests between concurrent calls to one model version.
+
+A lone call goes to Triton at once. When as many Triton requests are under way as the model can work on, texts
+wait here, and the next request takes all that wait (up to a limit), whatever call they belong to: batches form
+while the model is busy and nobody waits for a timer. This saves most of the cost of a Triton request under load;
+Triton's dynamic batcher still joins the requests of several gateways.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millis_server.manifest import Manifest
+from millis_server.tokenizer import Row
+from millis_server.triton.client import TritonClient
+from millis_server.triton.tensors import pack, unpack
+
+
+class _Entry:
+    """Rows of one call that travel together."""
+
+    __slots__ = ("done", "enqueued", "rows", "sent")
+
+    def __init__(self, rows: Sequence[Row], done: asyncio.Future[NDArray[np.float32]]) -> None:
+        self.rows = rows
+        self.done = done
+        self.enqueued = perf_counter()
+        self.sent = 0.0
+
+
+class Lane:
+    """The way to one model version.
+
+    Args:
+        client: connection to Triton.
+        manifest: of the version.
+        version: as in the repository.
+        width: Triton requests under way at once.
+        max_batch: most rows in one Triton request.
+    """
+
+    def __init__(self, client: TritonClient, manifest: Manifest, version: str, width: int, max_batch: int) -> None:
+        self._client = client
+        self._manifest = manifest
+        self._version = version
+        self._free = width
+        self._width = width
+        self._max_batch = max_batch
+        self._waiting: deque[_Entry] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, rows: Sequence[Row]) -> tuple[list[NDArray[np.float32]], float]:
+        """Runs rows through the model.
+
+        A long list is cut into requests of rows of like length and never holds more than the lane's width of
+        places in the queue, so that a short call that comes later does not wait for all of it.
+
+        Args:
+            rows: at least one.
+
+        Returns:
+            One output for each row, in order; for tokens [at least the row's tokens, labels]. And the longest
+            time, in seconds, that a part waited in this queue.
+
+        Raises:
+            MillisError: as `TritonClient.infer`.
+        """
+        if len(rows) <= self._max_batch:
+            entry = self._enter(rows)
+            return list(await entry.done), entry.sent - entry.enqueued
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
+        parts = [order[start : start + self._max_batch] for start in range(0, len(order), self._max_batch)]
+        places = asyncio.Semaphore(self._width)
+
+        async def run_part(part: list[int]) -> tuple[NDArray[np.float32], float]:
+            async with places:
+                entry = self._enter([rows[index] for index in part])
+                return await entry.done, entry.sent - entry.enqueued
+
+        outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
+        longest = 0.0
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = [group.create_task(run_part(part)) for part in parts]
+        except ExceptionGroup as failed:
+            # The first failure cancelled the other parts; the caller hears of it as of any single failure.
+            raise failed.exceptions[0] from None
+        for part, task in zip(parts, running, strict=True):
+            output, waited = task.result()
+            longest = max(longest, waited)
+            for index, row in zip(part, output, strict=True):
+                outputs[index] = row
+        return outputs, longest
+
+    async def drain(self) -> None:
+        """Waits until nothing is waiting or under way."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _enter(self, rows: Sequence[Row]) -> _Entry:
+        entry = _Entry(rows, asyncio.get_running_loop().create_future())
+        self._waiting.append(entry)
+        if self._free:
+            self._send()
+        return entry
+
+    def _send(self) -> None:
+        """Starts one Triton request with what waits, callers who left aside."""
+        batch: list[_Entry] = []
+        count = 0
+        while self._waiting:
+            entry = self._waiting[0]
+            if not entry.done.cancelled():
+                if batch and count + len(entry.rows) > self._max_batch:
+                    break
+                batch.append(entry)
+                count += len(entry.rows)
+            self._waiting.popleft()
+        if not batch:
+            return
+        self._free -= 1
+        task = asyncio.get_running_loop().create_task(self._infer(batch))
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    async def _infer(self, batch: list[_Entry]) -> None:
+        manifest = self._manifest
+        rows = batch[0].rows if len(batch) == 1 else [row for entry in batch for row in entry.rows]
+        now = perf_counter()
+        for entry in batch:
+            entry.sent = now
+        try:
+            request = pack(manifest.triton_model, self._version, manifest.inputs, manifest.pad_id, rows)
+            output = unpack(await self._client.infer(request))
+        except Exception as error:  # every caller of the batch must hear of it
+            for entry in batch:
+                if not entry.done.done():
+                    entry.done.set_exception(error)
+            return
+        start = 0
+        for entry in batch:
+            if not entry.done.done():
+                entry.done.set_result(output[start : start + len(entry.rows)])
+            start += len(entry.rows)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._free += 1
+        if self._waiting:
+            self._send()
