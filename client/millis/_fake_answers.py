@@ -111,7 +111,7 @@ def rank(request: pb.RankTextsRequest) -> pb.RankTextsResponse:
     scored = []
     for index, document in enumerate(request.documents):
         words = set(document.casefold().split())
-        scored.append((len(query & words) / len(query | words), index))
+        scored.append((len(query & words) / max(1, len(query | words)), index))
     scored.sort(key=lambda pair: -pair[0])
     return pb.RankTextsResponse(
         results=[

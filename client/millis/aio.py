@@ -1,7 +1,5 @@
 """The asyncio client: the same calls as `client.py`, awaited."""
 
-# ruff: noqa: ASYNC109  # our timeouts are gRPC deadlines: they travel to the gateway, asyncio.timeout does not
-
 from __future__ import annotations
 
 import asyncio

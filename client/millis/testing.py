@@ -69,6 +69,9 @@ class RecordedRequest:
     """Seconds until its deadline at arrival; None when it has none."""
 
 
+_FOR_EVER_S = 1e9
+"""grpc tells some calls without a deadline by 292 years."""
+
 Answer: TypeAlias = Message | FakeError
 Step: TypeAlias = Answer | Callable[[Any], Answer]
 
@@ -84,6 +87,9 @@ class FakeGateway:
 
     Threads: scripts may be changed and requests read while calls run.
 
+    Args:
+        port: loopback port to listen on. Default: 0, any free one.
+
     Attributes:
         target: address to give to a client, for example `127.0.0.1:43211`.
         requests: every request so far, in order of arrival, retries included.
@@ -91,24 +97,22 @@ class FakeGateway:
         models: the models by name, as `client.models` sees them; use `publish` and `remove` to change them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.requests: list[RecordedRequest] = []
         self.serving = True
         self.models: dict[str, models_pb2.Model] = {"fake": _fake_answers.model()}
         self._scripts: defaultdict[str, deque[Step]] = defaultdict(deque)
         self._changed = threading.Condition()
         self._changes: list[models_pb2.WatchModelsResponse] = []
-        self._running = True
         # A thread for each call under way: a watch holds its thread until it ends.
         self._server = grpc.server(ThreadPoolExecutor(max_workers=64, thread_name_prefix="fake-gateway"))
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(_FakeInference(self), self._server)
         models_pb2_grpc.add_ModelServiceServicer_to_server(_FakeModels(self), self._server)
-        health = grpc.unary_unary_rpc_method_handler(self._health)
+        health: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._health)
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": health}),)
         )
-        port = self._server.add_insecure_port("127.0.0.1:0")
-        self.target = f"127.0.0.1:{port}"
+        self.target = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         self._server.start()
 
     def script(self, method: str, *steps: Step) -> None:
@@ -141,9 +145,6 @@ class FakeGateway:
 
     def stop(self) -> None:
         """Ends every call and frees the port."""
-        with self._changed:
-            self._running = False
-            self._changed.notify_all()
         self._server.stop(grace=None).wait()
 
     def __enter__(self) -> Self:
@@ -170,8 +171,11 @@ class FakeGateway:
         return answer
 
     def _record(self, method: str, request: Any, context: grpc.ServicerContext) -> None:
-        metadata = {key: value for key, value in context.invocation_metadata()}  # noqa: C416  # not a dict's input
-        self.requests.append(RecordedRequest(method, request, metadata, context.time_remaining()))
+        metadata = dict(context.invocation_metadata())
+        left: float | None = context.time_remaining()
+        if left is not None and left > _FOR_EVER_S:
+            left = None
+        self.requests.append(RecordedRequest(method, request, metadata, left))
 
     def _watch(self, name: str, context: grpc.ServicerContext) -> Iterator[models_pb2.WatchModelsResponse]:
         """Every model, then what changes, until the caller or the gateway goes."""
@@ -182,10 +186,9 @@ class FakeGateway:
         yield from (each for each in first if name in ("", each.name))
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: len(self._changes) > seen or not self._running or not context.is_active()
-                )
-                if not self._running or not context.is_active():
+                while len(self._changes) == seen and context.is_active():
+                    self._changed.wait()
+                if not context.is_active():
                     return
                 news, seen = self._changes[seen:], len(self._changes)
             yield from (each for each in news if name in ("", each.name))

@@ -219,8 +219,7 @@ class Reloader:
             raise
         except MillisError as error:
             # Triton reports the failure of any version; another one may have loaded all the same.
-            state = (await self._client.versions(name)).get(version, str(error))
-            return state.split(" At: ")[0]
+            return (await self._client.versions(name)).get(version, str(error))
         return (await self._client.versions(name)).get(version, "it is not among the two newest versions")
 
     async def _discover(self, name: str, versions: list[str]) -> Variant | None:

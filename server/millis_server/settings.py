@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     port: int = Field(50051, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     triton_url: str = Field(
         "",
-        description="host:port of a running Triton (gRPC) that serves the same repository; empty starts one",
+        description="host:port of a running Triton (HTTP) that serves the same repository; empty starts one",
     )
     state_dir: Path = Field(Path(".millis"), description="folder for Triton's backends and log")
     repository_poll_seconds: float = Field(

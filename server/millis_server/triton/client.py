@@ -1,18 +1,19 @@
 """The wire to Triton: the few calls that the gateway makes, with Triton's failures given names.
 
-It uses the stubs that tritonclient generates. Nothing here knows of tasks or manifests.
+It speaks the KServe v2 protocol over HTTP, with Triton's extensions for binary tensors and for the model
+repository. Nothing here knows of tasks or manifests.
 """
 
 from __future__ import annotations
 
-import grpc
-import grpc.aio
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+import json
+from typing import Any
 
 from millis_server.errors import BackendFault, ModelUnavailable, Overloaded
+from millis_server.triton.connection import ConnectionFailed, ConnectionPool, HttpResponse
 
-MAX_MESSAGE_BYTES = 256 * 1024 * 1024
-"""Triton's answers for tokens grow with labels times tokens; the limit only keeps a fault from taking all memory."""
+CONTROL_TIMEOUT = 10.0
+"""Longest wait, in seconds, for calls that do no work."""
 
 
 class StubDied(ModelUnavailable):
@@ -23,7 +24,7 @@ class TritonClient:
     """A connection to one Triton.
 
     Args:
-        url: host:port of its gRPC service.
+        url: host:port of its HTTP service.
         infer_timeout: longest wait for an inference, in seconds.
         load_timeout: longest wait for a model to load, in seconds.
     """
@@ -32,25 +33,19 @@ class TritonClient:
         self.url = url
         self._infer_timeout = infer_timeout
         self._load_timeout = load_timeout
-        self._channel = grpc.aio.insecure_channel(
-            url,
-            options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-                # Without this every channel of the process to the same address shares one connection.
-                ("grpc.use_local_subchannel_pool", 1),
-                # Triton restarts on the same port: look for it at once, not after grown pauses.
-                ("grpc.max_reconnect_backoff_ms", 500),
-            ],
-        )
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._pool = ConnectionPool(url)
 
-    async def close(self) -> None:
-        """Closes the connection; calls under way are cancelled."""
-        await self._channel.close()
+    def close(self) -> None:
+        """Closes the connections that are not in use."""
+        self._pool.close()
 
-    async def infer(self, request: service_pb2.ModelInferRequest) -> service_pb2.ModelInferResponse:
+    async def infer(self, path: bytes, body: bytes, header_length: int) -> HttpResponse:
         """Runs one request.
+
+        Args:
+            path: of one model version, from `infer_path`.
+            body: JSON header and binary tensors, from tensors.py.
+            header_length: length of the JSON header.
 
         Raises:
             StubDied: the model's process is gone, or does not answer in time.
@@ -58,18 +53,24 @@ class TritonClient:
             Overloaded: Triton's queue is full.
             BackendFault: the engine failed.
         """
+        headers = b"Inference-Header-Content-Length: %d\r\n" % header_length
         try:
-            return await self._stub.ModelInfer(request, timeout=self._infer_timeout)
-        except grpc.aio.AioRpcError as error:
-            raise _named(error) from error
+            response = await self._pool.request(b"POST", path, body, headers, timeout=self._infer_timeout)
+        except TimeoutError as error:
+            raise StubDied("the model's process stopped answering and is being started again") from error
+        except ConnectionFailed as error:
+            raise ModelUnavailable(f"Triton does not answer: {error}") from error
+        if response.status != 200:
+            raise _named(response)
+        return response
 
     async def is_ready(self) -> bool:
-        """Whether Triton answers."""
+        """Whether Triton answers and is ready to load models."""
         try:
-            response = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=5)
-        except grpc.aio.AioRpcError:
+            response = await self._pool.request(b"GET", b"/v2/health/ready", timeout=CONTROL_TIMEOUT)
+        except (ConnectionFailed, TimeoutError):
             return False
-        return bool(response.ready)
+        return response.status == 200
 
     async def load(self, model: str) -> None:
         """Loads the versions of a model that its config asks for; versions already loaded stay as they are.
@@ -78,49 +79,63 @@ class TritonClient:
             BackendFault: a version could not be loaded; versions that were serving go on.
             ModelUnavailable: Triton is not there.
         """
-        request = service_pb2.RepositoryModelLoadRequest(model_name=model)
-        try:
-            await self._stub.RepositoryModelLoad(request, timeout=self._load_timeout)
-        except grpc.aio.AioRpcError as error:
-            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise ModelUnavailable(f"Triton did not load {model}: {_one_line(error)}") from error
-            raise BackendFault(_one_line(error)) from error
+        await self._control(f"/v2/repository/models/{model}/load", {}, self._load_timeout)
 
     async def unload(self, model: str) -> None:
-        """Unloads all versions of a model. Triton answers requests under way first."""
-        request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
-        try:
-            await self._stub.RepositoryModelUnload(request, timeout=self._load_timeout)
-        except grpc.aio.AioRpcError as error:
-            raise ModelUnavailable(f"Triton did not unload {model}: {_one_line(error)}") from error
+        """Unloads all versions of a model. Triton answers requests under way first.
+
+        Raises:
+            BackendFault, ModelUnavailable: as `load`.
+        """
+        await self._control(f"/v2/repository/models/{model}/unload", {}, self._load_timeout)
 
     async def versions(self, model: str) -> dict[str, str]:
-        """Returns the versions of a model that Triton knows, with what it says of each: `READY` or why not."""
-        try:
-            index = await self._stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=10)
-        except grpc.aio.AioRpcError as error:
-            raise ModelUnavailable(f"Triton does not answer: {_one_line(error)}") from error
+        """Returns the versions of a model that Triton knows, with what it says of each: `READY` or why not.
+
+        Raises:
+            BackendFault, ModelUnavailable: as `load`.
+        """
+        index = await self._control("/v2/repository/index", {}, CONTROL_TIMEOUT)
         return {
-            entry.version: entry.state if entry.state == "READY" else (entry.reason or entry.state)
-            for entry in index.models
-            if entry.name == model and entry.version
+            entry["version"]: "READY" if entry["state"] == "READY" else _one_line(entry.get("reason") or entry["state"])
+            for entry in index
+            if entry["name"] == model and "version" in entry
         }
 
+    async def _control(self, path: str, body: dict[str, str], timeout: float) -> Any:
+        try:
+            response = await self._pool.request(b"POST", path.encode(), json.dumps(body).encode(), timeout=timeout)
+        except (ConnectionFailed, TimeoutError) as error:
+            raise ModelUnavailable(f"Triton does not answer: {error or f'no answer within {timeout:g} s'}") from error
+        if response.status != 200:
+            raise BackendFault(_message(response))
+        return json.loads(response.body or b"null")
 
-def _named(error: grpc.aio.AioRpcError) -> Exception:
+
+def infer_path(model: str, version: str) -> bytes:
+    """Path of one model version for `TritonClient.infer`."""
+    return f"/v2/models/{model}/versions/{version}/infer".encode()
+
+
+def _named(response: HttpResponse) -> Exception:
     """Gives an inference failure of Triton its name; Triton's codes alone do not tell them apart."""
-    code = error.code()
-    details = _one_line(error)
-    if "Stub process" in details or code == grpc.StatusCode.DEADLINE_EXCEEDED:
+    message = _message(response)
+    if "Stub process" in message:
         return StubDied("the model's process stopped answering and is being started again")
-    if code == grpc.StatusCode.UNAVAILABLE and "Exceeds maximum queue size" in details:
+    if "Exceeds maximum queue size" in message:
         return Overloaded("Triton's queue for this model is full")
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND):
-        return ModelUnavailable(f"Triton cannot answer for this model now: {details}")
-    return BackendFault(f"Triton: {details}")
+    if response.status in (404, 503) or "is not at ready state" in message or "unknown model" in message:
+        return ModelUnavailable(f"Triton cannot answer for this model now: {message}")
+    return BackendFault(f"Triton: {message}")
 
 
-def _one_line(error: grpc.aio.AioRpcError) -> str:
-    """The first lines of Triton's message: the Python traceback after them is in its log."""
-    message = (error.details() or error.code().name).split("\n\nAt:")[0]
-    return " ".join(message.split())[:500]
+def _message(response: HttpResponse) -> str:
+    try:
+        return _one_line(json.loads(response.body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP status {response.status}"
+
+
+def _one_line(message: str) -> str:
+    """The first part of Triton's message: the Python traceback after it is in Triton's log."""
+    return " ".join(message.split("\n\nAt:")[0].split())[:500]

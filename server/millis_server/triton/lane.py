@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from millis_server.manifest import Manifest
 from millis_server.tokenizer import Row
-from millis_server.triton.client import TritonClient
+from millis_server.triton.client import TritonClient, infer_path
 from millis_server.triton.tensors import pack, unpack
 
 
@@ -48,7 +48,7 @@ class Lane:
     def __init__(self, client: TritonClient, manifest: Manifest, version: str, width: int, max_batch: int) -> None:
         self._client = client
         self._manifest = manifest
-        self._version = version
+        self._path = infer_path(manifest.triton_model, version)
         self._free = width
         self._width = width
         self._max_batch = max_batch
@@ -136,8 +136,8 @@ class Lane:
         for entry in batch:
             entry.sent = now
         try:
-            request = pack(manifest.triton_model, self._version, manifest.inputs, manifest.pad_id, rows)
-            output = unpack(await self._client.infer(request))
+            body, header_length = pack(manifest.inputs, manifest.pad_id, rows)
+            output = unpack(await self._client.infer(self._path, body, header_length))
         except Exception as error:  # every caller of the batch must hear of it
             for entry in batch:
                 if not entry.done.done():

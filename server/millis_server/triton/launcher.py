@@ -56,7 +56,7 @@ class EmbeddedTriton:
 
     @property
     def url(self) -> str:
-        """host:port of its gRPC service."""
+        """host:port of its HTTP service."""
         return f"127.0.0.1:{self._port}"
 
     async def start(self, timeout: float) -> None:
@@ -89,7 +89,7 @@ class EmbeddedTriton:
             await self.stop()
             raise TritonFailed(f"Triton was not ready within {timeout:g} s\n" + "\n".join(self._tail)) from None
         finally:
-            await client.close()
+            client.close()
 
     async def wait(self) -> int:
         """Waits until the process ends and returns its exit code."""
@@ -132,10 +132,10 @@ class EmbeddedTriton:
             "--model-control-mode=explicit",
             # Configs are complete; completing them would start every model's process twice.
             "--disable-auto-complete-config",
-            "--allow-http=false",
+            "--allow-grpc=false",
             "--allow-metrics=false",
-            "--grpc-address=127.0.0.1",
-            f"--grpc-port={self._port}",
+            "--http-address=127.0.0.1",
+            f"--http-port={self._port}",
             "--model-load-thread-count=4",
             f"--exit-timeout-secs={EXIT_SECONDS - 2}",
             # Two tritonservers on one machine must not share names in /dev/shm.

@@ -1,55 +1,66 @@
-"""Packs rows of tokens into a Triton request, and unpacks Triton's answer.
+"""Packs rows of tokens into an inference request, and unpacks the answer.
 
-Only the bytes of the KServe v2 protocol are handled here, on the messages that tritonclient generates: encoding
-a request this way takes a third of the time of tritonclient's own objects, and gives the same bytes.
+The form is the KServe v2 protocol with Triton's binary tensor extension: a JSON header, then the bytes of the
+tensors.
 """
 
+from __future__ import annotations
+
+import json
 from array import array
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.grpc import service_pb2
 
 from millis_server.manifest import TensorName
 from millis_server.tokenizer import Row
+from millis_server.triton.connection import HttpResponse
 
 
-def pack(
-    model: str, version: str, inputs: Sequence[TensorName], pad_id: int, rows: Sequence[Row]
-) -> service_pb2.ModelInferRequest:
+def pack(inputs: Sequence[TensorName], pad_id: int, rows: Sequence[Row]) -> tuple[bytes, int]:
     """Packs rows, padded on the right to the longest, as INT64 tensors [rows, tokens].
 
     Args:
-        model: Triton's model name.
-        version: version that must answer.
         inputs: tensors that the graph takes.
         pad_id: token id that fills shorter rows.
         rows: at least one.
+
+    Returns:
+        The body, and the length of its JSON part.
     """
-    request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
     width = max([len(row.ids) for row in rows])
-    for name in inputs:
-        request.inputs.add(name=name, datatype="INT64", shape=(len(rows), width))
-        values = array("q")
-        for row in rows:
-            gap = width - len(row.ids)
-            if name == "input_ids":
-                values.extend(row.ids)
-                fill = pad_id
-            elif name == "attention_mask":
-                values.extend((1,) * len(row.ids))
-                fill = 0
-            else:
-                values.extend(row.type_ids or (0,) * len(row.ids))
-                fill = 0
-            if gap:
-                values.extend((fill,) * gap)
-        request.raw_input_contents.append(values.tobytes())
-    return request
+    tensors = [_tensor(name, pad_id, rows, width) for name in inputs]
+    size = 8 * width * len(rows)
+    described = ",".join(
+        [
+            f'{{"name":"{name}","shape":[{len(rows)},{width}],"datatype":"INT64",'
+            f'"parameters":{{"binary_data_size":{size}}}}}'
+            for name in inputs
+        ]
+    )
+    header = f'{{"inputs":[{described}],"parameters":{{"binary_data_output":true}}}}'.encode()
+    return b"".join([header, *tensors]), len(header)
 
 
-def unpack(response: service_pb2.ModelInferResponse) -> NDArray[np.float32]:
-    """Returns the only output of a response, a read-only view of its bytes."""
-    shape = tuple(response.outputs[0].shape)
-    return np.frombuffer(response.raw_output_contents[0], np.float32).reshape(shape)
+def unpack(response: HttpResponse) -> NDArray[np.float32]:
+    """Returns the only output of an answer, a read-only view of its bytes."""
+    header = json.loads(response.body[: response.header_length])
+    return np.frombuffer(response.body, np.float32, offset=response.header_length).reshape(
+        header["outputs"][0]["shape"]
+    )
+
+
+def _tensor(name: TensorName, pad_id: int, rows: Sequence[Row], width: int) -> bytes:
+    values = array("q")
+    for row in rows:
+        length = len(row.ids)
+        if name == "input_ids":
+            values.extend(row.ids)
+            fill = pad_id
+        else:
+            values.extend((1,) * length if name == "attention_mask" else row.type_ids or (0,) * length)
+            fill = 0
+        if length < width:
+            values.extend((fill,) * (width - length))
+    return values.tobytes()

@@ -4,18 +4,17 @@ Triton hands `execute` what its dynamic batcher has gathered. Requests may diffe
 (`allow_ragged_batch`): their rows are taken out of their padding, regrouped by length and run in as few engine
 calls as waste little (microbatch.py).
 
-Batches run side by side on `workers` threads of one process instead of on several instances: Triton gives each
-instance a process of its own with its own copy of the weights, and on a small machine the copies push each
-other out of the processor's cache (measured: benchmarks/RESULTS.md). The engine releases the interpreter lock
-while it computes.
+A batch is spread over `workers` threads of this one process. Several instances would be several processes, each
+with its own copy of the weights, and on a small machine the copies push each other out of the processor's cache
+(docs/adr/0004 has the measurement). The engine releases the interpreter lock while it computes. A lone text is
+run right here, without a change of thread.
 
 This folder is loaded by Triton's stub process, not by the gateway, and depends on numpy and the engine only.
 """
 
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -32,56 +31,35 @@ class TritonPythonModel:
         """Loads the graph; an exception here makes Triton refuse the version with its message."""
         parameters = json.loads(args["model_config"])["parameters"]
         threads = _count(parameters, "intra_op_threads")
-        workers = _count(parameters, "workers")
+        self._shares = _count(parameters, "workers")
         folder = Path(args["model_repository"]) / args["model_version"]
         self._engine: Engine = OnnxRuntimeEngine(folder / "model.onnx", threads)
-        self._batches: SimpleQueue[list[tuple[Any, dict[str, NDArray[np.int64]]]] | None] = SimpleQueue()
-        self._idle = threading.Semaphore(workers)
-        self._workers = [threading.Thread(target=self._work, name=f"worker-{n}") for n in range(workers)]
-        for worker in self._workers:
-            worker.start()
+        # The thread that Triton calls is a worker too.
+        self._pool = ThreadPoolExecutor(self._shares - 1) if self._shares > 1 else None
 
-    def execute(self, requests: list[Any]) -> None:
-        """Hands a dynamic batch to a worker, and returns as soon as the next batch would find one idle.
-
-        Until then Triton goes on gathering: returning earlier would make small batches out of a full queue.
-        """
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answers a dynamic batch; a request that cannot be read fails alone."""
+        responses: list[Any] = [None] * len(requests)
         batch = []
-        for request in requests:
-            sender = request.get_response_sender()
+        for index, request in enumerate(requests):
             try:
-                batch.append((sender, self._read(request)))
+                batch.append((index, self._read(request)))
             except ValueError as error:
-                _send(sender, _failure(error))
-        if batch:
-            self._idle.acquire()
-            self._batches.put(batch)
-            # A reference kept here would keep the requests, and Triton's memory for them, until the next call.
-            del batch, request, sender
-            self._idle.acquire()
-            self._idle.release()
+                responses[index] = _failure(error)
+        try:
+            outputs = run_unpadded(self._engine, [feeds for _, feeds in batch], self._shares, self._pool)
+        except Exception as error:  # whatever the engine raises must reach its callers, not end the process
+            for index, _ in batch:
+                responses[index] = _failure(error)
+            return responses
+        for (index, _), output in zip(batch, outputs, strict=True):
+            responses[index] = pb_utils.InferenceResponse([pb_utils.Tensor(self._engine.output, output)])
+        return responses
 
     def finalize(self) -> None:
-        """Lets the workers finish what they have."""
-        for _ in self._workers:
-            self._batches.put(None)
-        for worker in self._workers:
-            worker.join()
-
-    def _work(self) -> None:
-        while (batch := self._batches.get()) is not None:
-            try:
-                outputs = run_unpadded(self._engine, [feeds for _, feeds in batch])
-            except Exception as error:  # whatever the engine raises must reach its callers, not end the worker
-                responses = [_failure(error)] * len(batch)
-            else:
-                responses = [
-                    pb_utils.InferenceResponse([pb_utils.Tensor(self._engine.output, output)]) for output in outputs
-                ]
-            self._idle.release()
-            for (sender, _), response in zip(batch, responses, strict=True):
-                _send(sender, response)
-            del batch, responses, sender, response
+        """Ends the workers."""
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def _read(self, request: object) -> dict[str, NDArray[np.int64]]:
         feeds = {}
@@ -104,9 +82,5 @@ def _count(parameters: dict[str, dict[str, str]], name: str) -> int:
     return int(text)
 
 
-def _send(sender: Any, response: object) -> None:
-    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
-
-def _failure(error: Exception) -> object:
+def _failure(error: Exception) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{type(error).__name__}: {error}"))
