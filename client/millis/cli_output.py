@@ -35,11 +35,11 @@ def with_info(value: dict[str, Any], info: Info) -> dict[str, Any]:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table whose last column is cut to the width of the terminal; numbers are aligned right."""
+    """A table: numbers are aligned right, and a last column of text is cut to the width of the terminal."""
     cells = [[visible(cell) for cell in row] for row in rows]
     widths = [max([_width(name), *(_width(row[column]) for row in cells)]) for column, name in enumerate(header)]
     right = [bool(cells) and all(_is_number(row[column]) for row in cells) for column in range(len(header))]
-    limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    limit = shutil.get_terminal_size().columns if sys.stdout.isatty() and not right[-1] else None
     for row in ([name.upper() for name in header], *cells):
         padded = [_pad(cell, widths[column], right[column]) for column, cell in enumerate(row)]
         line = _GAP.join(padded).rstrip()

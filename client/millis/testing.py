@@ -2,7 +2,8 @@
 
 It listens on a free loopback port of this process and serves `Client`, `AsyncClient`, and any other gRPC client:
 
-    from millis.testing import FakeError, FakeGateway
+    import millis
+    from millis.testing import FakeGateway, classified
 
     def test_refund_is_routed_to_accounting():
         with FakeGateway() as gateway, millis.Client(gateway.target) as client:

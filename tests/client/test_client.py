@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -173,11 +172,7 @@ async def test_a_call_without_an_answer_ends_at_its_timeout(client: AnyClient, g
     with pytest.raises(millis.DeadlineExceededError) as caught:
         await maybe_await(client.classify("t", timeout=0.1))
     gone.set()
-    # Either side may be the first to notice; only our own message names the limit.
-    assert str(caught.value) in (
-        f"the gateway at {gateway.target} gave no answer within the timeout of 0.1 s",
-        "Deadline Exceeded",
-    )
+    assert str(caught.value) == f"the gateway at {gateway.target} gave no answer within the timeout of 0.1 s"
 
 
 async def test_unavailable_is_retried(client: AnyClient, gateway: FakeGateway) -> None:
@@ -310,7 +305,6 @@ def test_a_client_finds_a_gateway_that_came_back(gateway: FakeGateway) -> None:
         client.classify("t")
         gateway.stop()
         with FakeGateway(port=int(gateway.target.rpartition(":")[2])) as again:
-            deadline = time.monotonic() + 30
             client.wait_ready(30)
             assert client.classify("t").label is not None
-            assert (len(again.requests), time.monotonic() < deadline) == (1, True)
+            assert len(again.requests) == 1
