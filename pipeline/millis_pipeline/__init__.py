@@ -1,0 +1,1 @@
+"""The Millis pipeline: from a checkpoint or labelled data to published, measured models."""

@@ -181,8 +181,8 @@ def _load_head(source: str, folder: Path, tokenizer: PreTrainedTokenizerFast, ta
         architecture = (config.architectures or [""])[0]
         if not architecture.endswith(suffix):
             raise CheckpointError(
-                f"checkpoint {source}: {architecture or 'its architecture'} has no trained head for {task}; fine-tune it "
-                "with a recipe first"
+                f"checkpoint {source}: {architecture or 'its architecture'} has no trained head for {task}; "
+                "fine-tune it with a recipe first"
             )
         module = _Logits(kind.from_pretrained(folder))
     labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))

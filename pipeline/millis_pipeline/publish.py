@@ -73,7 +73,7 @@ def publish(repository: Path, staged: Sequence[tuple[Path, Manifest]]) -> dict[s
     done: list[Path] = []
     try:
         for source, target in moves:
-            os.rename(source, target)
+            source.rename(target)
             done.append(target)
     except OSError as error:
         for target in done:
@@ -94,7 +94,7 @@ def _prepare(repository: Path, folder: Path, manifest: Manifest) -> tuple[Path, 
         whole = folder.parent / f"{manifest.triton_model}-whole"
         whole.mkdir()
         (whole / CONFIG_FILE).write_text(triton_config(manifest), "utf-8")
-        os.rename(folder, whole / "1")
+        folder.rename(whole / "1")
         return whole, variant
     versions = [int(path.name) for path in variant.iterdir() if path.name.isdecimal()]
     return folder, variant / str(max(versions, default=0) + 1)

@@ -66,7 +66,7 @@ def _variant_table(variants: Sequence[Variant], reference: Judgement) -> list[st
     quality = variants[0].manifest.quality
     metric = quality.metric if quality else "quality"
     rows = [
-        f"| variant | version | {metric} (95 % interval) | same answer as PyTorch | largest difference | p50, 16 tokens | size |",
+        f"| variant | version | {metric} (95 % interval) | agreement | largest difference | p50, 16 tokens | size |",
         "|---|---|---|---|---|---|---|",
     ]
     if reference.quality is not None:
@@ -80,6 +80,7 @@ def _variant_table(variants: Sequence[Variant], reference: Judgement) -> list[st
         )
     if quality is not None:
         rows += ["", f"Measured on {quality.examples} examples of {quality.dataset}."]
+    rows += ["", "Agreement and largest difference are with the PyTorch model, on the same inputs."]
     return rows
 
 
@@ -97,10 +98,8 @@ def _latency_section(variants: Sequence[Variant]) -> list[str]:
         f"|---|---|{'---|' * len(names)}",
     ]
     for index, point in enumerate(profile.points):
-        cells = []
-        for variant in variants:
-            measured = variant.manifest.latency
-            cells.append(f"{measured.points[index].p50_ms:.2f} ({measured.points[index].p99_ms:.2f})" if measured else "")
+        measured = [v.manifest.latency.points[index] for v in variants if v.manifest.latency]
+        cells = [f"{same.p50_ms:.2f} ({same.p99_ms:.2f})" for same in measured]
         rows.append(f"| {point.batch} | {point.tokens} | {' | '.join(cells)} |")
     return [*rows, ""]
 

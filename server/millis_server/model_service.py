@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from millis.v1 import models_pb2 as pb
 from millis.v1 import models_pb2_grpc
 from millis.v1 import types_pb2 as types
-
 from millis_server.answering import Context, abort, answering
 from millis_server.catalogue import Catalogue, State, Variant
 from millis_server.errors import InvalidField, MillisError, ModelNotFound

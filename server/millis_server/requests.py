@@ -7,7 +7,6 @@ from typing import TypeAlias, TypeVar
 
 from millis.v1 import inference_pb2 as inference
 from millis.v1 import types_pb2 as types
-
 from millis_server.errors import InvalidField
 from millis_server.offsets import OffsetUnit
 from millis_server.routing import NO_WISHES, Wishes

@@ -15,8 +15,8 @@ import grpc.aio
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from millis.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc
 
+from millis.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc
 from millis_server.catalogue import Catalogue, State
 from millis_server.infer import Inference
 from millis_server.model_service import ModelService

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
+
 from millis.v1 import inference_pb2 as inference
 from millis.v1 import inference_pb2_grpc
 from millis.v1 import types_pb2 as types
-
 from millis_server import requests
 from millis_server.answering import Context, answering
 from millis_server.catalogue import Catalogue

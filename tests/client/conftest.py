@@ -1,10 +1,10 @@
 from collections.abc import AsyncIterator, Callable, Iterator
 
-import millis
 import pytest
+
+import millis
 from millis.cli import main
 from millis.testing import FakeGateway
-
 from tests.client.twins import AnyClient, maybe_await
 
 

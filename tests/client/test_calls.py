@@ -3,12 +3,12 @@
 from datetime import timedelta
 from typing import Any
 
-import millis
 import pytest
+
+import millis
 from millis import _calls
 from millis.errors import FieldViolation
 from millis.testing import FakeGateway
-
 from tests.client.twins import AnyClient, maybe_await
 
 LONE = "ab\ud83d"

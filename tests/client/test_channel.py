@@ -2,10 +2,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import millis
 import pytest
-from millis._channel import ChannelConfig, channel_config
 
+import millis
+from millis._channel import ChannelConfig, channel_config
 from tests.client.twins import AnyClient, maybe_await
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import millis
 import pytest
+
+import millis
 from millis.testing import FakeError, FakeGateway, classified
 from millis.v1 import inference_pb2 as pb
-
 from tests.client.conftest import Run
 
 

@@ -1,9 +1,9 @@
 import json
 
 import grpc
+
 from millis.testing import FakeError, FakeGateway
 from millis.v1 import inference_pb2 as pb
-
 from tests.client.conftest import Run
 
 

@@ -6,13 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 import grpc
-import millis
 import pytest
+
+import millis
 from millis.testing import FakeError, FakeGateway, classified
 from millis.types import Classification, Entity, Label, Ranked, Span, TokenClassification
 from millis.v1 import inference_pb2 as pb
 from millis.v1 import types_pb2
-
 from tests.client.twins import AnyClient, maybe_await
 
 UNIT = "code_point"

@@ -1,11 +1,11 @@
 import pickle
 
 import grpc
-import millis
 import pytest
+
+import millis
 from millis.errors import STATUS_TO_ERROR, ErrorDetails, FieldViolation
 from millis.testing import FakeError, FakeGateway
-
 from tests.client.twins import AnyClient, maybe_await
 
 CODES = [

@@ -5,13 +5,13 @@ import threading
 from datetime import UTC, datetime
 
 import grpc
-import millis
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+
+import millis
 from millis.testing import FakeError, FakeGateway
 from millis.v1 import models_pb2, types_pb2
-
 from tests.client.twins import AnyClient, close_stream, maybe_await, take
 
 MESSAGE = models_pb2.Model(

@@ -1,8 +1,9 @@
 """The fake gateway keeps the promises that users' tests build on."""
 
 import grpc
-import millis
 import pytest
+
+import millis
 from millis.testing import FakeError, FakeGateway, classified
 from millis.v1 import inference_pb2 as pb
 

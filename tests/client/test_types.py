@@ -4,12 +4,12 @@ import struct
 import sys
 from typing import Any
 
-import millis
 import numpy as np
 import pytest
+
+import millis
 from millis.testing import FakeGateway
 from millis.v1 import inference_pb2 as pb
-
 from tests.client.twins import AnyClient, maybe_await
 
 INFO = millis.Info(millis.ServedBy("m", "1", "v", False, ""), millis.Usage(1, 2), None, "disabled", (), "")

@@ -1,0 +1,67 @@
+# `make` alone lists the targets.
+PYTHON ?= $(shell for v in 3.12 3.11 3.13; do command -v python$$v >/dev/null 2>&1 && { echo python$$v; exit; }; done; echo python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+REPOSITORY ?= model_repository
+MODELS ?= embed intent sentiment ner
+
+# torch and the embedded Triton are large; what the network gives slowly should not end the set-up.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --timeout 120
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve models test test-slow check format protos drift bench demo clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make the virtual environment with all pinned dependencies
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14) and f"Millis needs Python 3.11, 3.12 or 3.13, {sys.executable} is {v[0]}.{v[1]}; set PYTHON=")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --progress-bar on -c constraints.txt -e '.[dev]'
+	@touch $@
+
+serve: models ## build the default models if they are missing, then serve on 127.0.0.1:50051
+	@exec $(BIN)/millis serve --model-repository $(REPOSITORY)
+
+models: $(READY) ## build the default models that are missing
+	@missing=""; for model in $(MODELS); do \
+	  ls -d $(REPOSITORY)/$$model-*/ >/dev/null 2>&1 || missing="$$missing pipeline/recipes/$$model/recipe.yaml"; done; \
+	test -z "$$missing" || exec $(BIN)/millis build $$missing --repository $(REPOSITORY)
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest
+
+test-slow: $(READY) ## run the tests that train or measure for minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY) drift ## what must be green before a commit: format, lint, types, stubs, dead code, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/vulture
+	$(BIN)/buf lint protos
+	$(BIN)/python -m pytest
+
+format: $(READY) ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: $(READY) ## generate the stubs from protos/ into client/millis/v1
+	$(BIN)/python protos/generate.py client
+
+drift: $(READY) ## fail when the committed stubs differ from the protos
+	@rm -rf build/stubs && mkdir -p build/stubs
+	@$(BIN)/python protos/generate.py build/stubs
+	@diff -r -x __pycache__ -x __init__.py build/stubs/millis/v1 client/millis/v1 && echo "stubs match the protos"
+
+bench: models ## measure engine, Triton, gateway and SDK side by side and print a table
+	$(BIN)/python -m benchmarks.overhead --repository $(REPOSITORY)
+
+demo: $(READY) ## ask a running gateway a few questions
+	$(BIN)/python examples/quickstart.py
+
+clean: ## remove the environment, built models and caches
+	rm -rf $(VENV) build .millis .pytest_cache .mypy_cache .ruff_cache $(REPOSITORY)/*-fp32 $(REPOSITORY)/*-int8

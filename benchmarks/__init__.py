@@ -1,0 +1,1 @@
+"""Benchmarks that print tables; RESULTS.md records runs of them."""
