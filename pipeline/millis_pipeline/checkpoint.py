@@ -11,7 +11,7 @@ import importlib.util
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -23,6 +23,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from millis_pipeline.classifier import MARKER_FILE, MeanPoolClassifier
 from millis_server.manifest import TaskName, TensorName
@@ -69,11 +70,11 @@ class Checkpoint:
     multi_label: bool = False
     dimensions: int = 0
     normalized: bool = False
-    activation: str = "identity"
+    activation: Literal["sigmoid", "identity"] = "identity"
     license: str = ""
 
 
-class _Logits(nn.Module):
+class _Logits(nn.Module):  # type: ignore[misc]  # torch is not followed: its types cost mypy minutes
     """A transformers model with a head, reduced to its logits."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -88,7 +89,7 @@ class _Logits(nn.Module):
         return logits
 
 
-class _SentenceVector(nn.Module):
+class _SentenceVector(nn.Module):  # type: ignore[misc]  # torch is not followed: its types cost mypy minutes
     """A sentence-transformers model, reduced to its vector."""
 
     def __init__(self, model: SentenceTransformer) -> None:
@@ -139,6 +140,7 @@ def load(source: str, folder: Path, task: TaskName | None = None) -> Checkpoint:
     tokenizer = _load_tokenizer(source, folder)
     task = task or infer_task(source, folder)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    disable_progress_bar()
     try:
         if task == "embedding":
             return _load_embedding(source, folder, tokenizer)
@@ -251,14 +253,16 @@ def _max_tokens(config: Any, tokenizer: PreTrainedTokenizerFast, stated: int = U
     return 512 if limit >= UNLIMITED_TOKENS else int(limit)
 
 
-def _activation(config: Any) -> str:
+def _activation(config: Any) -> Literal["sigmoid", "identity"]:
     """Sigmoid unless the checkpoint says otherwise: the default of sentence-transformers for one output."""
     stated = getattr(config, "sentence_transformers", None) or {}
     name = stated.get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", None) or "Sigmoid"
     last = name.rpartition(".")[2]
-    if last not in ("Sigmoid", "Identity"):
-        raise CheckpointError(f"activation {name!r} of the cross-encoder is neither Sigmoid nor Identity")
-    return last.lower()
+    if last == "Sigmoid":
+        return "sigmoid"
+    if last == "Identity":
+        return "identity"
+    raise CheckpointError(f"activation {name!r} of the cross-encoder is neither Sigmoid nor Identity")
 
 
 def _license(folder: Path) -> str:

@@ -35,7 +35,7 @@ def measure(path: Path, names: tuple[str, ...], max_tokens: int, what: str) -> L
     """
     runner = onnx_runner(path, threads=1)
     points = []
-    for batch, tokens in tqdm(POINTS, desc=what, unit="point", leave=False):
+    for batch, tokens in tqdm(POINTS, desc=what, unit="point", leave=False, disable=None):
         if tokens > max_tokens:
             continue
         feeds: Feeds = {name: np.ones((batch, tokens), np.int64) for name in names}

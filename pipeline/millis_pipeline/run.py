@@ -97,7 +97,7 @@ def run_all(runner: Runner, rows: Rows, names: Sequence[str], what: str) -> list
     """
     order = sorted(range(len(rows.encodings)), key=lambda index: len(rows.encodings[index].ids))
     outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(order)
-    with tqdm(total=len(order), desc=what, unit="text", leave=False) as progress:
+    with tqdm(total=len(order), desc=what, unit="text", leave=False, disable=None) as progress:
         for start in range(0, len(order), BATCH):
             part = order[start : start + BATCH]
             for index, output in zip(part, runner(rows.feeds(part, names)), strict=True):

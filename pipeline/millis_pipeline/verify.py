@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from millis_pipeline.checkpoint import Checkpoint
 from millis_pipeline.data import TextExamples, TokenExamples
 from millis_pipeline.evaluate import Scores, classification_scores, entity_scores, mean_interval
+from millis_pipeline.examples import word_at, word_starts
 from millis_pipeline.run import Rows, tokenize
 from millis_server.manifest import Quality, SelfCheck
 
@@ -187,18 +188,14 @@ def _word_tags(
     labels: Sequence[str],
 ) -> list[str]:
     """A word that was cut off, or that has no token, is tagged O."""
-    word_at: dict[int, int] = {}
-    start = 0
-    for index, word in enumerate(words):
-        for position in range(start, start + len(word)):
-            word_at[position] = index
-        start += len(word) + 1
+    starts = word_starts(words)
     tags: list[str | None] = [None] * len(words)
     best = output.argmax(axis=-1)
-    for token, (begin, end) in enumerate(offsets):
-        # Some tokenizers count the space before a word to its first token.
-        word = next((word_at[position] for position in range(begin, end) if position in word_at), None)
-        if not special[token] and word is not None and tags[word] is None:
+    for token, (start, end) in enumerate(offsets):
+        if special[token] or end <= start:
+            continue
+        word = word_at(starts, end)
+        if tags[word] is None:
             tags[word] = labels[best[token]]
     return [tag or "O" for tag in tags]
 

@@ -1,0 +1,256 @@
+"""Fine-tunes an encoder on labelled data, with early stopping: setup, fit, validate, top to bottom."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch import nn
+from tqdm import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    get_linear_schedule_with_warmup,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from millis_pipeline.classifier import MeanPoolClassifier
+from millis_pipeline.data import (
+    TextExamples,
+    TokenExamples,
+    check_known,
+    label_names,
+    read_text_examples,
+    read_token_examples,
+)
+from millis_pipeline.evaluate import classification_scores, entity_scores
+from millis_pipeline.examples import IGNORED, Example, Task, batches, prepare
+from millis_pipeline.recipe import Recipe
+
+WARMUP = 0.1
+WEIGHT_DECAY = 0.01
+EVALUATION_BATCH = 64
+
+
+def finetune(recipe: Recipe, checkpoint: Path, output: Path) -> None:
+    """Trains a recipe and writes the best epoch as a checkpoint folder.
+
+    Args:
+        recipe: with training data.
+        checkpoint: folder to start from.
+        output: folder to write.
+
+    Raises:
+        DataError: the data cannot be used.
+    """
+    torch.manual_seed(recipe.seed)
+    random.seed(recipe.seed)
+    train, dev, labels = _read(recipe)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    task = Task(
+        labels=labels,
+        tokens=recipe.task == "token-classification",
+        multi_label=recipe.label_separator is not None,
+        pad_id=tokenizer.pad_token_id or 0,
+    )
+    model = _model(recipe, checkpoint, task)
+    best = _fit(
+        recipe,
+        task,
+        model,
+        prepare(train, tokenizer, task, recipe.max_tokens),
+        prepare(dev, tokenizer, task, recipe.max_tokens),
+    )
+    model.load_state_dict(best)
+    output.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, MeanPoolClassifier):
+        model.save(output)
+    else:
+        model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+
+def _read(
+    recipe: Recipe,
+) -> tuple[TextExamples | TokenExamples, TextExamples | TokenExamples, tuple[str, ...]]:
+    """Training and dev data, and the labels; a test set is checked for unknown labels before time is spent."""
+    assert recipe.train is not None, "build() trains only recipes with data. This is a bug."
+    train = _read_file(recipe, recipe.train)
+    labels = label_names(_gold(train), recipe.train)
+    if isinstance(train, TokenExamples):
+        # Both prefixes of every label: a B- that training data happens to lack may still be predicted.
+        names = sorted({label[2:] for label in labels if label != "O"})
+        labels = ("O", *(f"{prefix}-{name}" for name in names for prefix in "BI"))
+    for path in (recipe.dev, recipe.test):
+        if path is not None:
+            check_known(_gold(_read_file(recipe, path)), labels, path)
+    if recipe.dev is not None:
+        return train, _read_file(recipe, recipe.dev), labels
+    train, dev = _split(train, recipe)
+    return train, dev, labels
+
+
+def _read_file(recipe: Recipe, path: Path) -> TextExamples | TokenExamples:
+    if recipe.task == "token-classification":
+        return read_token_examples(path)
+    return read_text_examples(path, recipe.text_column, recipe.label_column, recipe.label_separator)
+
+
+def _gold(examples: TextExamples | TokenExamples) -> list[list[str]]:
+    return examples.tags if isinstance(examples, TokenExamples) else examples.labels
+
+
+def _split(
+    examples: TextExamples | TokenExamples, recipe: Recipe
+) -> tuple[TextExamples | TokenExamples, TextExamples | TokenExamples]:
+    """Sets a part of the training data aside; single labels keep their shares where each has two examples."""
+    gold = _gold(examples)
+    single = isinstance(examples, TextExamples) and recipe.label_separator is None
+    strata = [labels[0] for labels in gold] if single else None
+    if strata is not None and min(strata.count(label) for label in set(strata)) < 2:
+        strata = None
+    kept, aside = train_test_split(
+        range(len(gold)), test_size=recipe.dev_fraction, random_state=recipe.seed, stratify=strata
+    )
+    texts: list[Any] = examples.words if isinstance(examples, TokenExamples) else list(examples.texts)
+    kind = type(examples)
+    first, second = (kind([texts[i] for i in part], [gold[i] for i in part]) for part in (kept, aside))
+    return first, second
+
+
+def _model(recipe: Recipe, checkpoint: Path, task: Task) -> Any:
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    disable_progress_bar()
+    config = AutoConfig.from_pretrained(checkpoint)
+    config.id2label = dict(enumerate(task.labels))
+    config.label2id = {label: index for index, label in enumerate(task.labels)}
+    config.problem_type = "multi_label_classification" if task.multi_label else None
+    if task.tokens:
+        model: Any = AutoModelForTokenClassification.from_pretrained(checkpoint, config=config)
+    else:
+        if not task.multi_label:
+            config.problem_type = "single_label_classification"
+        model = MeanPoolClassifier(AutoModel.from_pretrained(checkpoint, config=config))
+    if recipe.freeze_embeddings:
+        backbone = model.backbone if isinstance(model, MeanPoolClassifier) else model
+        backbone.get_input_embeddings().weight.requires_grad_(False)
+    return model
+
+
+def _fit(
+    recipe: Recipe, task: Task, model: nn.Module, train: Sequence[Example], dev: Sequence[Example]
+) -> dict[str, torch.Tensor]:
+    """Trains and returns the weights of the best epoch."""
+    steps = -(-len(train) // recipe.batch_size)
+    optimizer = torch.optim.AdamW(_parameter_groups(model), lr=recipe.learning_rate, fused=True)
+    total = steps * recipe.epochs
+    schedule = get_linear_schedule_with_warmup(optimizer, int(WARMUP * total), total)
+    best: dict[str, torch.Tensor] = copy.deepcopy(model.state_dict())
+    best_value, waited = -1.0, 0
+    shuffle = random.Random(recipe.seed)
+    for epoch in range(1, recipe.epochs + 1):
+        model.train()
+        losses = []
+        with tqdm(
+            total=steps, desc=f"epoch {epoch}/{recipe.epochs}", unit="step", leave=False, disable=None
+        ) as progress:
+            for batch in batches(train, recipe.batch_size, shuffle):
+                loss = _loss(model, batch, task)
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad(set_to_none=True)
+                losses.append(loss.item())
+                progress.update()
+                progress.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", refresh=False)
+        metric, value = _validate(model, dev, task)
+        better = value > best_value
+        print(
+            f"{recipe.name}: epoch {epoch}/{recipe.epochs}: loss {np.mean(losses):.4f}, dev {metric} {value:.4f}"
+            f"{' (best)' if better else ''}",
+            flush=True,
+        )
+        if better:
+            best, best_value, waited = copy.deepcopy(model.state_dict()), value, 0
+        else:
+            waited += 1
+            if waited >= recipe.patience:
+                break
+    return best
+
+
+def _validate(model: nn.Module, dev: Sequence[Example], task: Task) -> tuple[str, float]:
+    """Metric of the dev data."""
+    model.eval()
+    gold, predicted = [], []
+    for start in range(0, len(dev), EVALUATION_BATCH):
+        batch = dev[start : start + EVALUATION_BATCH]
+        with torch.inference_mode():
+            logits = _logits(model, batch, task)
+        for example, output in zip(batch, logits, strict=True):
+            gold.append(example.gold)
+            predicted.append(_predicted(example, output, task))
+    scores = (
+        entity_scores(gold, predicted)
+        if task.tokens
+        else classification_scores(gold, predicted, task.labels, multi_label=task.multi_label)
+    )
+    return scores.metric, scores.value
+
+
+def _predicted(example: Example, output: torch.Tensor, task: Task) -> list[str]:
+    if task.tokens:
+        tags = ["O"] * len(example.gold)
+        best = output.argmax(-1).tolist()
+        # Backwards, so that the first token of a word has the last word.
+        for token in range(len(example.words) - 1, -1, -1):
+            word = example.words[token]
+            if word is not None:
+                tags[word] = task.labels[best[token]]
+        return tags
+    if task.multi_label:
+        return [label for label, logit in zip(task.labels, output.tolist(), strict=True) if logit >= 0]
+    return [task.labels[int(output.argmax())]]
+
+
+def _loss(model: nn.Module, batch: Sequence[Example], task: Task) -> torch.Tensor:
+    logits = _logits(model, batch, task)
+    if task.tokens:
+        width = logits.shape[1]
+        targets = torch.tensor([[*e.target, *[IGNORED] * (width - len(e.target))] for e in batch])
+        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+    targets = torch.tensor([example.target for example in batch])
+    if task.multi_label:
+        return nn.functional.binary_cross_entropy_with_logits(logits, targets.float())
+    return nn.functional.cross_entropy(logits, targets)
+
+
+def _logits(model: nn.Module, batch: Sequence[Example], task: Task) -> torch.Tensor:
+    width = max(len(example.ids) for example in batch)
+    ids = torch.full((len(batch), width), task.pad_id)
+    mask = torch.zeros((len(batch), width), dtype=torch.int64)
+    for row, example in enumerate(batch):
+        ids[row, : len(example.ids)] = torch.tensor(example.ids)
+        mask[row, : len(example.ids)] = 1
+    output = model(input_ids=ids, attention_mask=mask)
+    logits: torch.Tensor = output if isinstance(output, torch.Tensor) else output.logits
+    return logits
+
+
+def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Biases and normalisation weights do not decay (Devlin et al. 2019)."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]

@@ -1,0 +1,105 @@
+"""Recipes: what to train on which data, and what to accept. A YAML file with these keys."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from millis_server.manifest import Name, TaskName
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message is one line and names the file and the key."""
+
+
+class Recipe(BaseModel):
+    """One model to build."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    """Logical model name."""
+    task: TaskName
+    checkpoint: str
+    """`package:NAME`, a local folder, or a hub id."""
+    train: Path | None = None
+    """Training data; without it the checkpoint is published as it is. Paths count from the recipe's folder."""
+    dev: Path | None = None
+    """Data for early stopping; without it `dev_fraction` of the training data is set aside."""
+    test: Path | None = None
+    """Data that quality is measured on."""
+    dataset: str = ""
+    """Name of the data set, for report and manifest; the default is the recipe's name."""
+    description: str = ""
+    license: str = ""
+    """Licence of the trained weights; the default is the checkpoint's."""
+    text_column: str = "text"
+    label_column: str = "label"
+    label_separator: str | None = None
+    """What stands between the labels of a text that can have several; without it a text has exactly one."""
+    dev_fraction: float = Field(default=0.1, gt=0, lt=0.5)
+    max_tokens: int = Field(default=64, ge=8, le=8192)
+    """Texts are cut to this length in training; serving reads as many tokens as the checkpoint can."""
+    epochs: int = Field(default=8, ge=1, le=1000)
+    patience: int = Field(default=2, ge=1)
+    """Epochs without a better result on the dev data after which training stops."""
+    batch_size: int = Field(default=32, ge=1, le=1024)
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
+    freeze_embeddings: bool = True
+    """Whether word embeddings stay as they are: half of a small model's weights, little of its quality."""
+    seed: int = 42
+    max_quality_loss: float = Field(default=0.01, ge=0, le=1)
+    """Loss against PyTorch at which int8 may still be the default variant."""
+    default: bool = False
+    """Whether requests of this task that name no model are answered by this one."""
+    path: Path = Field(default=Path(), exclude=True)
+    digest: str = Field(default="", exclude=True)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.train is not None and self.task not in ("text-classification", "token-classification"):
+            raise ValueError(f"train: a model for {self.task} cannot be trained by a recipe yet")
+        if self.train is None and self.dev is not None:
+            raise ValueError("dev: it is given, and train is not")
+        return self
+
+
+def load_recipe(path: Path, data_dir: Path | None = None) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        path: of the YAML file.
+        data_dir: folder that data paths count from; None is the recipe's own.
+
+    Raises:
+        RecipeError: the file cannot be read, or a key is wrong; the message names it.
+    """
+    try:
+        content = path.read_bytes()
+        values = yaml.safe_load(content)
+    except OSError as error:
+        raise RecipeError(f"recipe {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe {path}: it must be a mapping of keys to values")
+    for key in ("path", "digest"):
+        if key in values:
+            raise RecipeError(f"recipe {path}: {key}: no such key")
+    base = data_dir or path.parent
+    for key in ("train", "dev", "test"):
+        if isinstance(values.get(key), str):
+            values[key] = base / values[key]
+    checkpoint = values.get("checkpoint")
+    if isinstance(checkpoint, str) and checkpoint.startswith("."):
+        values["checkpoint"] = str(path.parent / checkpoint)
+    try:
+        return Recipe(**values, path=path, digest=hashlib.sha256(content).hexdigest())
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(f"recipe {path}: {key + ': ' if key else ''}{first['msg']}") from error
