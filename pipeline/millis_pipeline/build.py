@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -88,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         for job in [_job(source, arguments) for source in arguments.sources]:
-            build(job, arguments.repository, arguments.reports)
+            build(job, arguments.repository, arguments.reports, arguments.keep)
     except ERRORS as error:
         print(f"millis build: {error}", file=sys.stderr)
         return 1
@@ -98,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def build(job: Job, repository: Path, reports: Path) -> None:
+def build(job: Job, repository: Path, reports: Path, keep: Path | None = None) -> None:
     """Builds and publishes one model; the repository changes only in the last stage."""
     began = time.monotonic()
     examples = _read_evaluation(job)
@@ -108,6 +109,8 @@ def build(job: Job, repository: Path, reports: Path) -> None:
             _say(job, f"fine-tuning on {job.dataset}")
             finetune(job.recipe, folder, Path(scratch) / "checkpoint")
             folder = Path(scratch) / "checkpoint"
+            if keep is not None:
+                shutil.copytree(folder, keep / job.name, dirs_exist_ok=True)
         checkpoint = load(job.source, folder, job.task)
         _say(job, "exporting to ONNX")
         fp32, int8 = stage / f"{job.name}-fp32", stage / f"{job.name}-int8"
@@ -312,4 +315,5 @@ def _parser() -> argparse.ArgumentParser:
         default=Path(os.environ.get("MILLIS_STATE_DIR", ".millis")) / "reports",
         help="folder for the reports",
     )
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="also keep the fine-tuned checkpoints in this folder")
     return parser
