@@ -1,4 +1,4 @@
-"""Starts a gateway for a benchmark, and reads what it published."""
+"""Starts a gateway of its own for a benchmark or a test."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ class Running:
 
     Attributes:
         target: host:port of the gateway.
-        triton: host:port of its Triton.
+        triton: host:port of its Triton; empty when it is attached to another one.
+        process: the gateway's.
     """
 
     target: str
     triton: str
+    process: subprocess.Popen[str]
 
 
 @contextmanager
@@ -46,18 +48,25 @@ def running_gateway(repository: Path, *options: str) -> Iterator[Running]:
                 raise RuntimeError("the gateway did not start:\n" + "".join(lines))
             with millis.Client(found[1]) as client:
                 client.wait_ready(timeout=START_SECONDS)
-            yield Running(found[1], _triton(process.pid))
+            yield Running(found[1], triton_of(process.pid), process)
         finally:
             process.terminate()
             process.communicate(timeout=START_SECONDS)
 
 
-def _triton(gateway: int) -> str:
-    """Finds the port of the gateway's Triton in its command line."""
-    children = Path(f"/proc/{gateway}/task/{gateway}/children").read_text().split()
-    for child in children:
+def triton_of(gateway: int) -> str:
+    """host:port of a gateway's Triton, from its command line; empty when it has none of its own."""
+    for child in children(gateway):
         command = Path(f"/proc/{child}/cmdline").read_text().split("\0")
         for argument in command:
             if argument.startswith("--http-port="):
                 return "127.0.0.1:" + argument.partition("=")[2]
-    raise RuntimeError("the gateway has no Triton of its own")
+    return ""
+
+
+def children(process: int) -> list[int]:
+    """Process ids of the children of a process."""
+    found = []
+    for task in Path(f"/proc/{process}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found

@@ -28,7 +28,7 @@ def main() -> None:
         print(
             "vector:   ",
             f"{len(vector.values)} dimensions from {vector.info.served_by.variant}, "
-            f"{1e3 * timing.total:.1f} ms in the gateway",
+            f"{timing.total_ms:.1f} ms in the gateway",
         )
 
 

@@ -147,7 +147,8 @@ def _measure(
     measured = []
     for name, folder in folders.items():
         path = folder / WEIGHTS_FILE
-        ours = run_all(onnx_runner(path), evaluation.rows, checkpoint.inputs, name)
+        runner = onnx_runner(path)
+        ours = run_all(runner, evaluation.rows, checkpoint.inputs, name)
         judgement = judge(checkpoint, evaluation, ours, outputs)
         if name == "fp32" and not judgement.max_difference <= FP32_TOLERANCE:
             raise VerificationError(
@@ -173,7 +174,7 @@ def _measure(
             quality=judgement.quality,
             latency=latency,
             provenance=_provenance(job, checkpoint, reduced),
-            self_check=self_checks(checkpoint, evaluation, ours),
+            self_check=self_checks(checkpoint, evaluation, runner),
             tolerance=FP32_TOLERANCE if name == "fp32" else INT8_TOLERANCE,
         )
         measured.append(Variant(manifest, judgement, ""))

@@ -37,12 +37,18 @@ class MeanPoolClassifier(nn.Module):  # type: ignore[misc]  # torch is not follo
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Logits [texts, labels] of INT64 [texts, tokens]."""
+        logits: torch.Tensor = self.head(self.dropout(self.pooled(input_ids, attention_mask, token_type_ids)))
+        return logits
+
+    def pooled(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Mean of the last hidden states [texts, hidden size], padding left out."""
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-        logits: torch.Tensor = self.head(self.dropout(mean))
-        return logits
+        mean: torch.Tensor = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return mean
 
     def save(self, folder: Path) -> None:
         """Writes an ordinary checkpoint folder, with the head beside the backbone."""

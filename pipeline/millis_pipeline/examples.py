@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from millis_pipeline.data import TextExamples, TokenExamples
@@ -91,6 +92,17 @@ def _token_example(
         places.append(word)
         before = word
     return Example(encoded["input_ids"], target, tags, places)
+
+
+def pad(batch: Sequence[Example], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, INT64 [texts, tokens], padded on the right to the longest."""
+    width = max(len(example.ids) for example in batch)
+    ids = torch.full((len(batch), width), pad_id)
+    mask = torch.zeros((len(batch), width), dtype=torch.int64)
+    for row, example in enumerate(batch):
+        ids[row, : len(example.ids)] = torch.tensor(example.ids)
+        mask[row, : len(example.ids)] = 1
+    return ids, mask
 
 
 def word_starts(words: Sequence[str]) -> NDArray[np.int64]:

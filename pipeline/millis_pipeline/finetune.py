@@ -33,12 +33,15 @@ from millis_pipeline.data import (
     read_token_examples,
 )
 from millis_pipeline.evaluate import classification_scores, entity_scores
-from millis_pipeline.examples import IGNORED, Example, Task, batches, prepare
+from millis_pipeline.examples import IGNORED, Example, Task, batches, pad, prepare
 from millis_pipeline.recipe import Recipe
 
 WARMUP = 0.1
 WEIGHT_DECAY = 0.01
 EVALUATION_BATCH = 64
+
+IMPRINT_SCALE = 3.0
+"""Length of the head's first weight vectors."""
 
 
 def finetune(recipe: Recipe, checkpoint: Path, output: Path) -> None:
@@ -63,13 +66,10 @@ def finetune(recipe: Recipe, checkpoint: Path, output: Path) -> None:
         pad_id=tokenizer.pad_token_id or 0,
     )
     model = _model(recipe, checkpoint, task)
-    best = _fit(
-        recipe,
-        task,
-        model,
-        prepare(train, tokenizer, task, recipe.max_tokens),
-        prepare(dev, tokenizer, task, recipe.max_tokens),
-    )
+    examples = prepare(train, tokenizer, task, recipe.max_tokens)
+    if isinstance(model, MeanPoolClassifier) and not task.multi_label:
+        _imprint(model, examples, task)
+    best = _fit(recipe, task, model, examples, prepare(dev, tokenizer, task, recipe.max_tokens))
     model.load_state_dict(best)
     output.mkdir(parents=True, exist_ok=True)
     if isinstance(model, MeanPoolClassifier):
@@ -146,6 +146,25 @@ def _model(recipe: Recipe, checkpoint: Path, task: Task) -> Any:
     return model
 
 
+def _imprint(model: MeanPoolClassifier, examples: Sequence[Example], task: Task) -> None:
+    """Starts the head from the mean vector of each class instead of from noise (Qi et al. 2018, "Imprinted Weights").
+
+    A sentence embedding model already puts texts of one class near each other, so training begins with a classifier
+    that works, which small data needs most.
+    """
+    model.eval()
+    sums = torch.zeros(len(task.labels), model.head.in_features)
+    for start in range(0, len(examples), EVALUATION_BATCH):
+        batch = examples[start : start + EVALUATION_BATCH]
+        ids, mask = pad(batch, task.pad_id)
+        with torch.inference_mode():
+            vectors = nn.functional.normalize(model.pooled(ids, mask), dim=-1)
+        sums.index_add_(0, torch.tensor([example.target for example in batch]), vectors)
+    with torch.no_grad():
+        model.head.weight.copy_(IMPRINT_SCALE * nn.functional.normalize(sums, dim=-1))
+        model.head.bias.zero_()
+
+
 def _fit(
     recipe: Recipe, task: Task, model: nn.Module, train: Sequence[Example], dev: Sequence[Example]
 ) -> dict[str, torch.Tensor]:
@@ -164,7 +183,7 @@ def _fit(
             total=steps, desc=f"epoch {epoch}/{recipe.epochs}", unit="step", leave=False, disable=None
         ) as progress:
             for batch in batches(train, recipe.batch_size, shuffle):
-                loss = _loss(model, batch, task)
+                loss = _loss(model, batch, task, recipe.label_smoothing)
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
@@ -223,7 +242,7 @@ def _predicted(example: Example, output: torch.Tensor, task: Task) -> list[str]:
     return [task.labels[int(output.argmax())]]
 
 
-def _loss(model: nn.Module, batch: Sequence[Example], task: Task) -> torch.Tensor:
+def _loss(model: nn.Module, batch: Sequence[Example], task: Task, smoothing: float) -> torch.Tensor:
     logits = _logits(model, batch, task)
     if task.tokens:
         width = logits.shape[1]
@@ -232,16 +251,11 @@ def _loss(model: nn.Module, batch: Sequence[Example], task: Task) -> torch.Tenso
     targets = torch.tensor([example.target for example in batch])
     if task.multi_label:
         return nn.functional.binary_cross_entropy_with_logits(logits, targets.float())
-    return nn.functional.cross_entropy(logits, targets)
+    return nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
 def _logits(model: nn.Module, batch: Sequence[Example], task: Task) -> torch.Tensor:
-    width = max(len(example.ids) for example in batch)
-    ids = torch.full((len(batch), width), task.pad_id)
-    mask = torch.zeros((len(batch), width), dtype=torch.int64)
-    for row, example in enumerate(batch):
-        ids[row, : len(example.ids)] = torch.tensor(example.ids)
-        mask[row, : len(example.ids)] = 1
+    ids, mask = pad(batch, task.pad_id)
     output = model(input_ids=ids, attention_mask=mask)
     logits: torch.Tensor = output if isinstance(output, torch.Tensor) else output.logits
     return logits

@@ -49,6 +49,8 @@ class Recipe(BaseModel):
     """Epochs without a better result on the dev data after which training stops."""
     batch_size: int = Field(default=32, ge=1, le=1024)
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target spread over all labels, against overconfidence; text classification with one label."""
     freeze_embeddings: bool = True
     """Whether word embeddings stay as they are: half of a small model's weights, little of its quality."""
     seed: int = 42

@@ -108,6 +108,20 @@ class Catalogue:
             return names[0]
         return chosen[0] if chosen else None
 
+    def only_model(self, asked: str) -> str:
+        """The only model there is, for questions that any model can answer.
+
+        Raises:
+            ModelNotFound: there is none.
+            InvalidField: there are several.
+        """
+        names = self.models()
+        if not names:
+            raise ModelNotFound("model", "", f"no model answers {asked}")
+        if len(names) > 1:
+            raise _no_default(asked, names)
+        return names[0]
+
     def resolve(self, model: str, asked: str, tasks: tuple[TaskName, ...]) -> list[Variant]:
         """Finds the variants that a request means.
 
@@ -128,7 +142,7 @@ class Catalogue:
             candidates = sorted({v.manifest.model for v in self.variants.values() if v.manifest.task in tasks})
             if not candidates:
                 raise ModelNotFound("model", "", f"no model answers {asked}")
-            raise InvalidField("model", f"is empty, and {asked} has no default; name one of {', '.join(candidates)}")
+            raise _no_default(asked, candidates)
         variants = self.variants_of(model)
         task = variants[0].manifest.task
         if task not in tasks:
@@ -149,3 +163,7 @@ class Catalogue:
             yield queue
         finally:
             self._watchers.discard(queue)
+
+
+def _no_default(asked: str, names: list[str]) -> InvalidField:
+    return InvalidField("model", f"is empty, and {asked} has no default; name one of {', '.join(names)}")

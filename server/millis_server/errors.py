@@ -124,7 +124,7 @@ STATUS: dict[type[MillisError], tuple[grpc.StatusCode, str]] = {
 
 def to_status(error: MillisError) -> tuple[grpc.StatusCode, status_pb2.Status]:
     """Turns a domain error into a gRPC status code and a google.rpc.Status with its details."""
-    code, reason = STATUS[type(error)]
+    code, reason = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     status = status_pb2.Status(code=code.value[0], message=str(error))
     status.details.append(_packed(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)))
     match error:

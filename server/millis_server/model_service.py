@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import AsyncIterator
 
 from google.protobuf.duration_pb2 import Duration
@@ -197,5 +196,5 @@ def _page_token(last: str) -> str:
 def _read_token(token: str) -> str:
     try:
         return base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not base64, not ASCII, not UTF-8
         raise InvalidField("page_token", "is not one that ListModels returned") from None

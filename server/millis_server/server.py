@@ -7,7 +7,9 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
+from collections import deque
 from collections.abc import Sequence
 
 import grpc
@@ -31,6 +33,10 @@ from millis_server.triton.launcher import EmbeddedTriton, TritonFailed
 LOG = logging.getLogger("millis")
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 MODELS = models_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+
+MAX_DEATHS = 5
+DEATHS_SECONDS = 60
+"""Triton is started again unless it has died so often in so short a time."""
 
 
 class StartFailed(RuntimeError):
@@ -74,9 +80,11 @@ class Gateway:
         self._add_services()
         address = f"{self._settings.host}:{self._settings.port}"
         try:
+            _check_free(self._settings.host, self._settings.port)
             self.port = self._server.add_insecure_port(address)
-        except RuntimeError:
-            raise StartFailed(f"cannot listen on {address}: it is in use, or no address of this machine") from None
+        except (OSError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is in use, or no address of this machine"
+            raise StartFailed(f"cannot listen on {address}: {reason}") from None
         if not await asyncio.to_thread(scan, self._settings.model_repository):
             raise StartFailed(
                 f"model repository {self._settings.model_repository} holds no model; publish one with `millis build`"
@@ -148,13 +156,14 @@ class Gateway:
         )
 
     async def _keep_triton(self) -> None:
-        """Starts Triton again when it dies, unless it dies at once again."""
+        """Starts Triton again when it dies, unless it keeps dying."""
+        deaths: deque[float] = deque(maxlen=MAX_DEATHS)
         while self._triton is not None:
-            began = asyncio.get_running_loop().time()
             await self._triton.wait()
             words = await self._triton.last_words()
-            if asyncio.get_running_loop().time() - began < self._settings.startup_timeout_seconds / 10:
-                raise TritonFailed(words)
+            deaths.append(asyncio.get_running_loop().time())
+            if len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] < DEATHS_SECONDS:
+                raise TritonFailed(f"Triton died {MAX_DEATHS} times in {DEATHS_SECONDS} s; the last time:\n{words}")
             LOG.error("%s", words)
             await self._triton.start(self._settings.startup_timeout_seconds)
             await self._reloader.recover_all()
@@ -204,6 +213,14 @@ async def serve(settings: Settings) -> None:
     finally:
         stopping.cancel()
         await gateway.stop()
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises OSError when nobody could listen there; gRPC says only that it failed, and writes lines of its own."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
 
 
 def _announce(gateway: Gateway, settings: Settings) -> None:

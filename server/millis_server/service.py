@@ -14,7 +14,7 @@ from millis_server import requests
 from millis_server.answering import Context, answering
 from millis_server.catalogue import Catalogue
 from millis_server.infer import Answer, Inference
-from millis_server.manifest import Manifest, TaskName
+from millis_server.manifest import Manifest
 from millis_server.offsets import OffsetUnit, converter
 from millis_server.requests import InferenceRequest, RequestReader
 from millis_server.routing import choose
@@ -33,7 +33,6 @@ ENCODINGS: dict[Encoding, inference.EmbeddingEncoding.ValueType] = {
     "int8": inference.EMBEDDING_ENCODING_INT8,
     "binary": inference.EMBEDDING_ENCODING_BINARY,
 }
-ALL_TASKS: tuple[TaskName, ...] = ("text-classification", "token-classification", "embedding", "cross-encoder")
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
@@ -123,7 +122,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         texts = self._reader.texts("texts", request.texts)
         unit = requests.offset_unit(request)
         special = request.add_special_tokens if request.HasField("add_special_tokens") else True
-        choice = choose(self._catalogue.resolve(request.model, "Tokenize", ALL_TASKS), requests.wishes(request))
+        model = request.model or self._catalogue.only_model("Tokenize")
+        choice = choose(self._catalogue.variants_of(model), requests.wishes(request))
         served = choice.served
         results = [_tokens(served.tokenizer, text, special, unit) for text in texts]
         return inference.TokenizeResponse(

@@ -90,7 +90,7 @@ async def test_list_follows_the_pages(client: AnyClient, gateway: FakeGateway) -
 
 
 async def test_list_ends_when_a_gateway_repeats_a_page(client: AnyClient, gateway: FakeGateway) -> None:
-    page = models_pb2.ListModelsResponse(models=[MESSAGE], next_page_token="again")  # noqa: S106  # of a page
+    page = models_pb2.ListModelsResponse(models=[MESSAGE], next_page_token="again")  # of a page
     gateway.script("ListModels", *[page] * 5)
     await maybe_await(client.models.list())
     assert len(gateway.requests) == 2

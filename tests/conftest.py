@@ -1,0 +1,56 @@
+"""What the whole test session shares: tiny published models, and one gateway with its own Triton that serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import millis
+from benchmarks.gateway import Running, running_gateway
+
+
+@dataclass(frozen=True)
+class Published:
+    """Tiny models in a model repository, with the checkpoints that they were built from."""
+
+    repository: Path
+    checkpoints: Path
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """`intent` (single-label), `topics` (multi-label), `ner`, `embed` and `rerank`, built by `millis build`."""
+    # Imported here: tests of the SDK alone must not wait for torch.
+    from millis_pipeline import build
+    from tests import tiny
+
+    checkpoints = tmp_path_factory.mktemp("checkpoints")
+    repository = tmp_path_factory.mktemp("models") / "repository"
+    folders = {
+        "intent": tiny.text_classifier(checkpoints / "intent"),
+        "topics": tiny.text_classifier(checkpoints / "topics", tiny.TOPICS, seed=2, multi_label=True),
+        "ner": tiny.token_classifier(checkpoints / "ner"),
+        "embed": tiny.sentence_model(checkpoints / "embed"),
+        "rerank": tiny.cross_encoder(checkpoints / "rerank"),
+    }
+    for name, folder in folders.items():
+        publish = [str(folder), "--name", name, "--repository", str(repository)]
+        assert build.main([*publish, "--reports", str(repository.parent / "reports")]) == 0
+    return Published(repository, checkpoints)
+
+
+@pytest.fixture(scope="session")
+def gateway(published: Published) -> Iterator[Running]:
+    """A gateway that serves the published models; tests leave its models as they find them."""
+    with running_gateway(published.repository, "--repository-poll-seconds", "0.2") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(gateway: Running) -> Iterator[millis.Client]:
+    """The SDK, connected to the session's gateway."""
+    with millis.Client(gateway.target) as connected:
+        yield connected
