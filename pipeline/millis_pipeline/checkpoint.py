@@ -137,7 +137,7 @@ def load(source: str, folder: Path, task: TaskName | None = None) -> Checkpoint:
     Raises:
         CheckpointError: files are missing, the task does not fit, or the tokenizer is not a fast one.
     """
-    tokenizer = _load_tokenizer(source, folder)
+    tokenizer = load_tokenizer(source, folder)
     task = task or infer_task(source, folder)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()
@@ -198,7 +198,7 @@ def _load_head(source: str, folder: Path, tokenizer: PreTrainedTokenizerFast, ta
         module=module.eval(),
         tokenizer=tokenizer,
         inputs=("input_ids", "attention_mask", "token_type_ids") if with_types else ("input_ids", "attention_mask"),
-        max_tokens=_max_tokens(config, tokenizer),
+        max_tokens=token_limit(config, tokenizer),
         labels=() if task == "cross-encoder" else labels,
         multi_label=config.problem_type == "multi_label_classification",
         activation=_activation(config) if task == "cross-encoder" else "identity",
@@ -217,14 +217,19 @@ def _load_embedding(source: str, folder: Path, tokenizer: PreTrainedTokenizerFas
         module=_SentenceVector(model).eval(),
         tokenizer=tokenizer,
         inputs=("input_ids", "attention_mask"),
-        max_tokens=min(limit, _max_tokens(config, tokenizer, stated=limit)),
+        max_tokens=min(limit, token_limit(config, tokenizer, stated=limit)),
         dimensions=int(model.get_embedding_dimension() or 0),
         normalized=any(type(part).__name__ == "Normalize" for part in model),
         license=_license(folder),
     )
 
 
-def _load_tokenizer(source: str, folder: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(source: str, folder: Path) -> PreTrainedTokenizerFast:
+    """Loads the tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: it has none, or none that is fast.
+    """
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise CheckpointError(f"checkpoint {source}: it has no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
     try:
@@ -243,7 +248,7 @@ def _config(source: str, folder: Path) -> Any:
         raise CheckpointError(f"checkpoint {source}: config.json: {' '.join(str(error).split())[:300]}") from error
 
 
-def _max_tokens(config: Any, tokenizer: PreTrainedTokenizerFast, stated: int = UNLIMITED_TOKENS) -> int:
+def token_limit(config: Any, tokenizer: PreTrainedTokenizerFast, stated: int = UNLIMITED_TOKENS) -> int:
     """The smallest limit that the checkpoint states; the tokenizer's is left aside where another one is stated."""
     positions = getattr(config, "max_position_embeddings", 0) or UNLIMITED_TOKENS
     if config.model_type in ROBERTA_FAMILY:

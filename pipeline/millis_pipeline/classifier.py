@@ -30,8 +30,9 @@ class MeanPoolClassifier(nn.Module):  # type: ignore[misc]  # torch is not follo
     def __init__(self, backbone: Any) -> None:
         super().__init__()
         self.backbone = backbone
+        self.config = backbone.config
         self.dropout = nn.Dropout(DROPOUT)
-        self.head = nn.Linear(backbone.config.hidden_size, backbone.config.num_labels)
+        self.head = nn.Linear(self.config.hidden_size, self.config.num_labels)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None

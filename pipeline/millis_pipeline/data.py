@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,18 +18,32 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class TextExamples:
-    """Texts with their labels; `labels` holds an empty list for each text when none were asked for."""
+    """Texts with their labels.
+
+    Attributes:
+        texts: as written.
+        labels: of each text; an empty list for each text when none were asked for.
+        lines: line of the file that each text ends on, for messages.
+    """
 
     texts: list[str]
     labels: list[list[str]]
+    lines: list[int]
 
 
 @dataclass(frozen=True)
 class TokenExamples:
-    """Words of each text with their tags (IOB2)."""
+    """Words of each text with their tags (IOB2).
+
+    Attributes:
+        words: of each text.
+        tags: of each text, one for each word.
+        lines: line of the file that each text begins on, for messages.
+    """
 
     words: list[list[str]]
     tags: list[list[str]]
+    lines: list[int]
 
 
 def read_text_examples(
@@ -49,17 +64,20 @@ def read_text_examples(
     if path.suffix not in (".csv", ".jsonl"):
         raise DataError(f"{path}: its name must end in .csv or .jsonl")
     records = _csv_records(path) if path.suffix == ".csv" else _jsonl_records(path)
-    texts, labels = [], []
+    examples = TextExamples([], [], [])
     for line, record in records:
         for column in (text_column, label_column):
             if column is not None and column not in record:
                 found = ", ".join(map(str, record)) or "none"
                 raise DataError(f"{path}:{line}: column {column!r} is missing; columns are: {found}")
-        texts.append(_text(path, line, text_column, record[text_column]))
-        labels.append(_labels(path, line, record[label_column], label_separator) if label_column else [])
-    if not texts:
+        where = f"{path}:{line}"
+        examples.texts.append(_text(where, text_column, record[text_column]))
+        labels = _labels(where, label_column, record[label_column], label_separator) if label_column else []
+        examples.labels.append(labels)
+        examples.lines.append(line)
+    if not examples.texts:
         raise DataError(f"{path}: it holds no examples")
-    return TextExamples(texts, labels)
+    return examples
 
 
 def read_token_examples(path: Path) -> TokenExamples:
@@ -70,8 +88,7 @@ def read_token_examples(path: Path) -> TokenExamples:
     Raises:
         DataError: the file cannot be read, or a line has no tag or a wrong one.
     """
-    words: list[list[str]] = []
-    tags: list[list[str]] = []
+    examples = TokenExamples([], [], [])
     open_text = False
     for line, text in _lines(path):
         if not text.strip() or text.startswith("-DOCSTART-"):
@@ -83,15 +100,17 @@ def read_token_examples(path: Path) -> TokenExamples:
             raise DataError(f"{path}:{line}: a line needs a word and a tag, this one is {text!r}")
         if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) < 3):
             raise DataError(f"{path}:{line}: tag {tag!r} is neither O nor B-… nor I-…")
+        _check_characters(f"{path}:{line}: the word", word)
         if not open_text:
-            words.append([])
-            tags.append([])
+            examples.words.append([])
+            examples.tags.append([])
+            examples.lines.append(line)
             open_text = True
-        words[-1].append(word)
-        tags[-1].append(tag)
-    if not words:
+        examples.words[-1].append(word)
+        examples.tags[-1].append(tag)
+    if not examples.words:
         raise DataError(f"{path}: it holds no examples")
-    return TokenExamples(words, [to_iob2(text) for text in tags])
+    return TokenExamples(examples.words, [to_iob2(tags) for tags in examples.tags], examples.lines)
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:
@@ -117,48 +136,62 @@ def label_names(labels: Iterable[Sequence[str]], path: Path) -> tuple[str, ...]:
     return names
 
 
-def check_known(labels: Iterable[Sequence[str]], known: Sequence[str], path: Path) -> None:
+def check_known(examples: TextExamples | TokenExamples, known: Sequence[str], path: Path) -> None:
     """Checks that a dev or test set has no label that the training set lacks.
 
     Raises:
-        DataError: it has one; the message names it.
+        DataError: it has one; the message names its line.
     """
-    for number, row in enumerate(labels, 1):
-        for label in row:
+    tokens = isinstance(examples, TokenExamples)
+    rows = examples.tags if isinstance(examples, TokenExamples) else examples.labels
+    for first, row in zip(examples.lines, rows, strict=True):
+        for place, label in enumerate(row):
             if label not in known:
-                raise DataError(f"{path}: example {number} has label {label!r}, which the training data lacks")
+                line = first + place if tokens else first
+                raise DataError(f"{path}:{line}: label {label!r} is not in the training data")
 
 
-def _text(path: Path, line: int, column: str, value: object) -> str:
+def _text(where: str, column: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{path}:{line}: column {column!r} is empty or no text")
-    for position, char in enumerate(value):
-        if char == "\0" or "\ud800" <= char <= "\udfff":
-            kind = "a NUL character" if char == "\0" else f"a lone surrogate U+{ord(char):04X}"
-            raise DataError(f"{path}:{line}: column {column!r} contains {kind} at position {position}")
+        raise DataError(f"{where}: column {column!r} is empty or no text")
+    _check_characters(f"{where}: column {column!r}", value)
     return value
 
 
-def _labels(path: Path, line: int, value: object, separator: str | None) -> list[str]:
+def _check_characters(what: str, value: str) -> None:
+    """A NUL ends a string in half of the world's libraries, and a lone surrogate has no UTF-8 form."""
+    for position, char in enumerate(value):
+        if char == "\0" or "\ud800" <= char <= "\udfff":
+            kind = "a NUL character" if char == "\0" else f"a lone surrogate U+{ord(char):04X}"
+            raise DataError(f"{what} contains {kind} at position {position}")
+
+
+def _labels(where: str, column: str, value: object, separator: str | None) -> list[str]:
+    """Labels of one text; a number is taken as its digits."""
     if isinstance(value, list):
-        return [_text(path, line, "label", label) for label in value]
-    if value is not None and not isinstance(value, str):
+        if separator is None and len(value) != 1:
+            raise DataError(f"{where}: column {column!r} has {len(value)} labels; without label_separator it needs 1")
+        return [_text(where, column, label).strip() for label in value]
+    if isinstance(value, int):
         value = str(value)
     if separator is not None:
-        return [part.strip() for part in (value or "").split(separator) if part.strip()]
-    return [_text(path, line, "label", value).strip()]
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"{where}: column {column!r} is neither a text nor a list")
+        return [_text(where, column, part).strip() for part in (value or "").split(separator) if part.strip()]
+    return [_text(where, column, value).strip()]
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    reader = csv.DictReader(io.StringIO(_content(path), newline=""), strict=True)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            for record in reader:
-                yield reader.line_num, {key: value for key, value in record.items() if key is not None}
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from error
+        for record in reader:
+            if None in record:
+                header = len(reader.fieldnames or ())
+                raise DataError(
+                    f"{path}:{reader.line_num}: {header + len(record[None])} columns, the header has {header}; "
+                    "a text with a comma needs quotes"
+                )
+            yield reader.line_num, dict(record)
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: {error}") from error
 
@@ -169,7 +202,7 @@ def _jsonl_records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
             continue
         try:
             record = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{line}: not JSON: {error}") from error
         if not isinstance(record, dict):
             raise DataError(f"{path}:{line}: not a JSON object")
@@ -177,11 +210,18 @@ def _jsonl_records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines end at a line feed only: other separators of Unicode may stand in a text."""
+    for line, text in enumerate(_content(path).split("\n"), 1):
+        yield line, text.rstrip("\r")
+
+
+def _content(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for line, text in enumerate(file, 1):
-                yield line, text.rstrip("\r\n")
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from error
+        line = 1 + content.count(b"\n", 0, error.start)
+        raise DataError(f"{path}:{line}: not UTF-8 (byte 0x{content[error.start]:02X})") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     get_linear_schedule_with_warmup,
 )
 from transformers.utils.logging import disable_progress_bar
 
+from millis_pipeline.checkpoint import CheckpointError, load_tokenizer, token_limit
 from millis_pipeline.classifier import MeanPoolClassifier
 from millis_pipeline.data import (
+    DataError,
     TextExamples,
     TokenExamples,
     check_known,
@@ -53,12 +55,13 @@ def finetune(recipe: Recipe, checkpoint: Path, output: Path) -> None:
         output: folder to write.
 
     Raises:
+        CheckpointError: the checkpoint has no tokenizer, or is no encoder that transformers can load.
         DataError: the data cannot be used.
     """
     torch.manual_seed(recipe.seed)
     random.seed(recipe.seed)
     train, dev, labels = _read(recipe)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = load_tokenizer(recipe.checkpoint, checkpoint)
     task = Task(
         labels=labels,
         tokens=recipe.task == "token-classification",
@@ -66,10 +69,11 @@ def finetune(recipe: Recipe, checkpoint: Path, output: Path) -> None:
         pad_id=tokenizer.pad_token_id or 0,
     )
     model = _model(recipe, checkpoint, task)
-    examples = prepare(train, tokenizer, task, recipe.max_tokens)
+    max_tokens = min(recipe.max_tokens, token_limit(model.config, tokenizer))
+    examples = prepare(train, tokenizer, task, max_tokens)
     if isinstance(model, MeanPoolClassifier) and not task.multi_label:
         _imprint(model, examples, task)
-    best = _fit(recipe, task, model, examples, prepare(dev, tokenizer, task, recipe.max_tokens))
+    best = _fit(recipe, task, model, examples, prepare(dev, tokenizer, task, max_tokens))
     model.load_state_dict(best)
     output.mkdir(parents=True, exist_ok=True)
     if isinstance(model, MeanPoolClassifier):
@@ -92,7 +96,7 @@ def _read(
         labels = ("O", *(f"{prefix}-{name}" for name in names for prefix in "BI"))
     for path in (recipe.dev, recipe.test):
         if path is not None:
-            check_known(_gold(_read_file(recipe, path)), labels, path)
+            check_known(_read_file(recipe, path), labels, path)
     if recipe.dev is not None:
         return train, _read_file(recipe, recipe.dev), labels
     train, dev = _split(train, recipe)
@@ -112,38 +116,51 @@ def _gold(examples: TextExamples | TokenExamples) -> list[list[str]]:
 def _split(
     examples: TextExamples | TokenExamples, recipe: Recipe
 ) -> tuple[TextExamples | TokenExamples, TextExamples | TokenExamples]:
-    """Sets a part of the training data aside; single labels keep their shares where each has two examples."""
+    """Sets a part of the training data aside; single labels keep their shares where both parts can hold them all."""
     gold = _gold(examples)
-    single = isinstance(examples, TextExamples) and recipe.label_separator is None
-    strata = [labels[0] for labels in gold] if single else None
-    if strata is not None and min(strata.count(label) for label in set(strata)) < 2:
-        strata = None
+    if len(gold) < 2:
+        raise DataError(f"{recipe.train}: it has 1 example; at least 2 are needed, or a dev set")
+    strata = None
+    if isinstance(examples, TextExamples) and recipe.label_separator is None:
+        counts = Counter(labels[0] for labels in gold)
+        if min(counts.values()) >= 2 and len(counts) <= recipe.dev_fraction * len(gold):
+            strata = [labels[0] for labels in gold]
     kept, aside = train_test_split(
         range(len(gold)), test_size=recipe.dev_fraction, random_state=recipe.seed, stratify=strata
     )
-    texts: list[Any] = examples.words if isinstance(examples, TokenExamples) else list(examples.texts)
-    kind = type(examples)
-    first, second = (kind([texts[i] for i in part], [gold[i] for i in part]) for part in (kept, aside))
-    return first, second
+    return _chosen(examples, kept), _chosen(examples, aside)
+
+
+def _chosen(examples: TextExamples | TokenExamples, indices: Sequence[int]) -> TextExamples | TokenExamples:
+    lines = [examples.lines[i] for i in indices]
+    if isinstance(examples, TokenExamples):
+        return TokenExamples([examples.words[i] for i in indices], [examples.tags[i] for i in indices], lines)
+    return TextExamples([examples.texts[i] for i in indices], [examples.labels[i] for i in indices], lines)
 
 
 def _model(recipe: Recipe, checkpoint: Path, task: Task) -> Any:
+    """The encoder with a new head."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()
-    config = AutoConfig.from_pretrained(checkpoint)
-    config.id2label = dict(enumerate(task.labels))
-    config.label2id = {label: index for index, label in enumerate(task.labels)}
-    config.problem_type = "multi_label_classification" if task.multi_label else None
-    if task.tokens:
-        model: Any = AutoModelForTokenClassification.from_pretrained(checkpoint, config=config)
-    else:
-        if not task.multi_label:
-            config.problem_type = "single_label_classification"
-        model = MeanPoolClassifier(AutoModel.from_pretrained(checkpoint, config=config))
+    try:
+        model = _with_head(checkpoint, task)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {recipe.checkpoint}: {' '.join(str(error).split())[:300]}") from error
     if recipe.freeze_embeddings:
         backbone = model.backbone if isinstance(model, MeanPoolClassifier) else model
         backbone.get_input_embeddings().weight.requires_grad_(False)
     return model
+
+
+def _with_head(checkpoint: Path, task: Task) -> Any:
+    config = AutoConfig.from_pretrained(checkpoint)
+    config.id2label = dict(enumerate(task.labels))
+    config.label2id = {label: index for index, label in enumerate(task.labels)}
+    if task.tokens:
+        config.problem_type = None
+        return AutoModelForTokenClassification.from_pretrained(checkpoint, config=config)
+    config.problem_type = "multi_label_classification" if task.multi_label else "single_label_classification"
+    return MeanPoolClassifier(AutoModel.from_pretrained(checkpoint, config=config))
 
 
 def _imprint(model: MeanPoolClassifier, examples: Sequence[Example], task: Task) -> None:

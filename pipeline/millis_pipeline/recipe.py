@@ -24,7 +24,7 @@ class Recipe(BaseModel):
     name: Name
     """Logical model name."""
     task: TaskName
-    checkpoint: str
+    checkpoint: str = Field(min_length=1)
     """`package:NAME`, a local folder, or a hub id."""
     train: Path | None = None
     """Training data; without it the checkpoint is published as it is. Paths count from the recipe's folder."""
@@ -39,7 +39,7 @@ class Recipe(BaseModel):
     """Licence of the trained weights; the default is the checkpoint's."""
     text_column: str = "text"
     label_column: str = "label"
-    label_separator: str | None = None
+    label_separator: str | None = Field(default=None, min_length=1)
     """What stands between the labels of a text that can have several; without it a text has exactly one."""
     dev_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     max_tokens: int = Field(default=64, ge=8, le=8192)
@@ -53,7 +53,7 @@ class Recipe(BaseModel):
     """Share of the target spread over all labels, against overconfidence; text classification with one label."""
     freeze_embeddings: bool = True
     """Whether word embeddings stay as they are: half of a small model's weights, little of its quality."""
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**32)
     max_quality_loss: float = Field(default=0.01, ge=0, le=1)
     """Loss against PyTorch at which int8 may still be the default variant."""
     default: bool = False
@@ -67,6 +67,10 @@ class Recipe(BaseModel):
             raise ValueError(f"train: a model for {self.task} cannot be trained by a recipe yet")
         if self.train is None and self.dev is not None:
             raise ValueError("dev: it is given, and train is not")
+        if self.label_separator is not None and self.task != "text-classification":
+            raise ValueError(f"label_separator: a model for {self.task} has no texts with several labels")
+        if self.label_smoothing and (self.task != "text-classification" or self.label_separator is not None):
+            raise ValueError("label_smoothing: only text classification with one label for each text knows it")
         return self
 
 
@@ -89,8 +93,8 @@ def load_recipe(path: Path, data_dir: Path | None = None) -> Recipe:
         raise RecipeError(f"recipe {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {path}: it must be a mapping of keys to values")
-    for key in ("path", "digest"):
-        if key in values:
+    for key in values:
+        if not isinstance(key, str) or key in ("path", "digest"):
             raise RecipeError(f"recipe {path}: {key}: no such key")
     base = data_dir or path.parent
     for key in ("train", "dev", "test"):
@@ -104,4 +108,5 @@ def load_recipe(path: Path, data_dir: Path | None = None) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"recipe {path}: {key + ': ' if key else ''}{first['msg']}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"recipe {path}: {key + ': ' if key else ''}{message}") from error
