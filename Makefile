@@ -1,5 +1,6 @@
 # `make` alone lists the targets.
-PYTHON ?= $(shell for v in 3.12 3.11 3.13; do command -v python$$v >/dev/null 2>&1 && { echo python$$v; exit; }; done; echo python3)
+# The first Python that is there and runs: a version manager's shim may be there and not run.
+PYTHON ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c "" 2>/dev/null && { echo python$$v; exit; }; done; echo python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

@@ -1,0 +1,168 @@
+"""`millis build` from end to end: training, publishing, what it refuses, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from transformers import BertModel
+from tritonclient.grpc import model_config_pb2
+
+from millis_pipeline import build
+from millis_server.manifest import read_manifest, verify_files
+from tests import tiny
+
+RECIPE = """\
+name: intent
+task: {task}
+checkpoint: {checkpoint}
+train: {train}
+dev: {train}
+test: {train}
+epochs: {epochs}
+patience: {epochs}
+batch_size: 8
+learning_rate: 0.01
+freeze_embeddings: false
+max_quality_loss: 0.5
+license: MIT
+default: true
+"""
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("backbone")
+    BertModel(tiny.bert_config(("a", "b"))).save_pretrained(folder)
+    tiny.wordpiece_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def recipe(folder: Path, backbone: Path, task: str, train: str, epochs: int = 8) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(task=task, checkpoint=backbone, train=train, epochs=epochs))
+    return path
+
+
+def text_data(folder: Path) -> str:
+    rows = [(f"{word} {n}", label) for n in range(12) for word, label in (("order", "buy"), ("fox", "animal"))]
+    with (folder / "data.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    return "data.csv"
+
+
+def token_data(folder: Path) -> str:
+    sentence = "Angela\tB-PER\nMerkel\tI-PER\nmet\tO\nTim\tB-PER\nin\tO\nParis\tB-LOC\n\n"
+    (folder / "data.conll").write_text(sentence * 8)
+    return "data.conll"
+
+
+def run(path: Path, repository: Path, *more: str) -> int:
+    reports = repository.parent / "reports"
+    return build.main([str(path), "--repository", str(repository), "--reports", str(reports), *more])
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "metric", "labels"),
+    [
+        ("text-classification", text_data, "accuracy", ("animal", "buy")),
+        ("token-classification", token_data, "entity_f1", ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")),
+    ],
+)
+def test_a_recipe_is_trained_measured_and_published_whole(tmp_path, backbone, task, data, metric, labels):
+    repository = tmp_path / "repository"
+    path = recipe(tmp_path, backbone, task, data(tmp_path))
+    assert run(path, repository, "--keep", str(tmp_path / "kept")) == 0
+    for variant in ("fp32", "int8"):
+        folder = repository / f"intent-{variant}"
+        assert sorted(tree(folder)) == ["1/manifest.json", "1/model.onnx", "1/tokenizer.json", "config.pbtxt"]
+        manifest = read_manifest(folder / "1")
+        verify_files(folder / "1", manifest)
+        assert (manifest.labels, manifest.default_for_task, manifest.provenance.license) == (labels, True, "MIT")
+        assert manifest.quality is not None
+        assert (manifest.quality.metric, manifest.quality.value) == (metric, 1.0)
+        config = text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        assert (config.name, config.backend, config.version_policy.latest.num_versions) == (folder.name, "millis", 2)
+        assert [(tensor.name, tensor.allow_ragged_batch) for tensor in config.input] == [
+            ("input_ids", True),
+            ("attention_mask", True),
+        ]
+        tokenizer = json.loads((folder / "1" / "tokenizer.json").read_text())
+        assert (tokenizer["padding"], tokenizer["truncation"]) == (None, None)
+    report = (tmp_path / "reports" / "intent.md").read_text()
+    assert "| fp32" in report or "| **fp32**" in report
+    assert (tmp_path / "kept" / "intent" / "config.json").is_file()
+    assert run(path, repository) == 0
+    assert sorted(folder.name for folder in (repository / "intent-int8").iterdir()) == ["1", "2", "config.pbtxt"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (
+            lambda folder: (folder / "data.csv").write_text("text,intent\na,b\n"),
+            "data.csv:2: column 'label' is missing",
+        ),
+        (lambda folder: (folder / "data.csv").write_text("text,label\na,b\nc,b\n"), "it has 1 label (b)"),
+        (lambda folder: (folder / "data.csv").unlink(), "data.csv: No such file or directory"),
+    ],
+)  # fmt: skip
+def test_bad_data_is_one_clear_line_and_publishes_nothing(tmp_path, backbone, capsys, prepare, message):
+    path = recipe(tmp_path, backbone, "text-classification", text_data(tmp_path))
+    prepare(tmp_path)
+    assert run(path, tmp_path / "repository") == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("millis build: ")
+    assert message in last
+    assert list((tmp_path / "repository").glob("*")) == []
+
+
+def test_a_checkpoint_that_cannot_be_used_is_one_clear_line(tmp_path, backbone, capsys):
+    bare = tmp_path / "bare"
+    tiny.text_classifier(bare)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    labelled = tmp_path / "test.csv"
+    labelled.write_text("text,label\nfox,animal\n")
+    good = tiny.text_classifier(tmp_path / "good")
+    for arguments, message in (
+        ([str(bare)], "it has no tokenizer"),
+        ([str(backbone)], "does not say what it answers; give --task"),
+        ([str(backbone), "--task", "text-classification"], "has no trained head for text-classification"),
+        ([str(tmp_path / "none")], "no such folder"),
+        (["package:no_such_package"], "no Python package 'no_such_package' is installed"),
+        ([str(good), "--eval-data", str(labelled)], "label 'animal' is none of the 3 labels"),
+    ):
+        assert build.main([*arguments, "--repository", str(tmp_path / "repository")]) == 1
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("millis build: ")
+        assert message in last
+
+
+def test_an_interrupted_build_leaves_the_repository_as_it_was(tmp_path, backbone):
+    repository = tmp_path / "repository"
+    (repository / "other-fp32" / "1").mkdir(parents=True)
+    (repository / "other-fp32" / "config.pbtxt").write_text("x")
+    before = tree(repository)
+    path = recipe(tmp_path, backbone, "text-classification", text_data(tmp_path), epochs=1000)
+    command = [sys.executable, "-m", "millis.cli", "build", str(path), "--repository", str(repository)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    for line in process.stdout or ():
+        if "epoch 2/" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1].startswith("millis build: interrupted")
+    assert tree(repository) == before
+    assert [folder.name for folder in repository.iterdir()] == ["other-fp32"]
