@@ -86,7 +86,9 @@ def main(argv: Sequence[str]) -> int:
         Exit code: 0 when everything was published, 1 for an error of the input, 130 when interrupted.
     """
     arguments = _parser().parse_args(list(argv))
-    signal.signal(signal.SIGTERM, _interrupt)
+    # Also where the shell that started it ignores Ctrl-C, as it does for background jobs.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         for job in [_job(source, arguments) for source in arguments.sources]:
             build(job, arguments.repository, arguments.reports, arguments.keep)

@@ -193,7 +193,7 @@ def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 )
             yield reader.line_num, dict(record)
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: {error}") from error
+        raise DataError(f"{path}:{reader.reader.line_num}: {error}") from error
 
 
 def _jsonl_records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:

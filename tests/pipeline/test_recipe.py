@@ -74,7 +74,7 @@ def test_a_wrong_recipe_is_one_line_that_names_file_and_key(tmp_path: Path, cont
 @pytest.mark.parametrize("content", [b"name: [\n", b"name: \xff\n"])
 def test_a_file_that_is_no_yaml_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = written(tmp_path, content)
-    with pytest.raises(RecipeError, match="^recipe .*recipe.yaml: [^\n]+$"):
+    with pytest.raises(RecipeError, match=r"^recipe .*recipe\.yaml: [^\n]+$"):
         load_recipe(path)
 
 
