@@ -17,7 +17,7 @@ from millis_server.manifest import LatencyPoint, LatencyProfile
 POINTS = ((1, 8), (1, 16), (1, 32), (1, 64), (1, 128), (8, 16), (8, 64))
 """(batch, tokens); those longer than the model reads are left out."""
 
-SECONDS = 0.4
+SECONDS = 0.25
 """Time spent on each point."""
 
 MIN_RUNS = 11
