@@ -61,18 +61,26 @@ def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
 def bert_config(labels: tuple[str, ...], seed: int = 0, **changes: object) -> BertConfig:
     """Two layers of width 32, with weights large enough that answers differ from text to text."""
     set_seed(seed)
-    return BertConfig(
-        vocab_size=len(wordpiece_tokenizer()),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=MAX_TOKENS,
-        initializer_range=0.4,
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-        **changes,
-    )
+    values: dict[str, object] = {
+        "vocab_size": len(wordpiece_tokenizer()),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": MAX_TOKENS,
+        "initializer_range": 0.4,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+    return BertConfig(**(values | changes))
+
+
+def backbone(folder: Path) -> Path:
+    """Writes a headless BERT to fine-tune: weights small enough to learn from, and no dropout in so narrow a model."""
+    changes = {"initializer_range": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    BertModel(bert_config(("a", "b"), **changes)).save_pretrained(folder)
+    wordpiece_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def text_classifier(folder: Path, labels: tuple[str, ...] = INTENTS, seed: int = 0, multi_label: bool = False) -> Path:

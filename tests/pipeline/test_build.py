@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
-from transformers import BertModel
 from tritonclient.grpc import model_config_pb2
 
 from millis_pipeline import build
@@ -38,10 +37,7 @@ default: true
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("backbone")
-    BertModel(tiny.bert_config(("a", "b"))).save_pretrained(folder)
-    tiny.wordpiece_tokenizer().save_pretrained(folder)
-    return folder
+    return tiny.backbone(tmp_path_factory.mktemp("backbone"))
 
 
 def recipe(folder: Path, backbone: Path, task: str, train: str, epochs: int = 8) -> Path:
@@ -59,7 +55,7 @@ def text_data(folder: Path) -> str:
 
 def token_data(folder: Path) -> str:
     sentence = "Angela\tB-PER\nMerkel\tI-PER\nmet\tO\nTim\tB-PER\nin\tO\nParis\tB-LOC\n\n"
-    (folder / "data.conll").write_text(sentence * 8)
+    (folder / "data.conll").write_text(sentence * 48)
     return "data.conll"
 
 

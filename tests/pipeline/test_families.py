@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -21,7 +22,7 @@ from transformers import (
 
 from millis_pipeline.checkpoint import load
 from millis_pipeline.export import export_onnx
-from millis_pipeline.run import Rows, onnx_runner, tokenize, torch_runner
+from millis_pipeline.run import Feeds, Rows, onnx_runner, tokenize, torch_runner
 from millis_pipeline.tokenizer import write_tokenizer
 from tests import tiny
 
@@ -66,9 +67,15 @@ def test_the_exported_graph_computes_what_pytorch_does_alone_and_padded(tmp_path
     reference, ours = torch_runner(checkpoint), onnx_runner(tmp_path / "model.onnx", 1)
     for batch in ([0], [6], [7], list(range(len(TEXTS)))):
         feeds = rows.feeds(batch, checkpoint.inputs)
-        expected = torch.from_numpy(reference(feeds))
-        torch.testing.assert_close(torch.from_numpy(ours(feeds)), expected, atol=1e-4, rtol=1e-4)
+        expected, got = (real(output, feeds) for output in (reference(feeds), ours(feeds)))
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     assert_padding_changes_nothing(rows, ours, checkpoint.inputs)
+
+
+def real(output: np.ndarray, feeds: Feeds) -> torch.Tensor:
+    """Leaves out what a token classifier says of padding: nobody reads it, and attention gives it no fixed value."""
+    tokens = output[feeds["attention_mask"].astype(bool)] if output.ndim == 3 else output
+    return torch.from_numpy(tokens)
 
 
 def assert_padding_changes_nothing(rows: Rows, runner, names) -> None:

@@ -27,10 +27,7 @@ SENTENCE = "Angela\tB-PER\nMerkel\tI-PER\nmet\tO\nTim\tB-PER\nin\tO\nParis\tB-LO
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("backbone")
-    BertModel(tiny.bert_config(("a", "b"))).save_pretrained(folder)
-    tiny.wordpiece_tokenizer().save_pretrained(folder)
-    return folder
+    return tiny.backbone(tmp_path_factory.mktemp("backbone"))
 
 
 def table(path: Path, texts: list[str], labels: list[str]) -> Path:
