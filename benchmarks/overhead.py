@@ -161,7 +161,8 @@ def _ask_triton(subject: Subject, client: TritonClient) -> Callable[[int], Await
 
     async def ask(number: int) -> object:
         row = subject.rows[number % len(subject.rows)]
-        return unpack(await client.infer(path, *pack(subject.manifest.inputs, subject.manifest.pad_id, [row])))
+        answer = await client.infer(path, *pack(subject.manifest.inputs, subject.manifest.pad_id, [row]))
+        return unpack(answer, [row], subject.manifest.per_token)
 
     return ask
 

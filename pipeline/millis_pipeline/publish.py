@@ -102,13 +102,19 @@ def _prepare(repository: Path, folder: Path, manifest: Manifest) -> tuple[Path, 
 
 def triton_config(manifest: Manifest) -> str:
     """Text of a variant's config.pbtxt, made through Triton's own message so that a wrong field fails here."""
-    tokens = manifest.task == "token-classification"
     config = triton.ModelConfig(name=manifest.triton_model, backend="millis", max_batch_size=MAX_BATCH)
     # The version before the newest stays loaded, so that the gateway can go back to it at once.
     config.version_policy.latest.num_versions = 2
     for name in manifest.inputs:
-        config.input.add(name=name, data_type=triton.TYPE_INT64, dims=[-1], allow_ragged_batch=True)
-    config.output.add(name=manifest.output, data_type=triton.TYPE_FP32, dims=[-1, -1] if tokens else [-1])
+        # The backend fills in what says nothing: a mask of ones, types of zeros.
+        config.input.add(
+            name=name,
+            data_type=triton.TYPE_INT64,
+            dims=[-1],
+            allow_ragged_batch=True,
+            optional=name != "input_ids",
+        )
+    config.output.add(name=manifest.output, data_type=triton.TYPE_FP32, dims=[-1, -1] if manifest.per_token else [-1])
     # No delay: batches form while the model is busy, and a lone request never waits.
     config.dynamic_batching.max_queue_delay_microseconds = 0
     config.instance_group.add(kind=triton.ModelInstanceGroup.KIND_CPU, count=1)

@@ -158,6 +158,11 @@ class Manifest(_Part):
         """Name of the output tensor."""
         return OUTPUT_NAMES[self.task]
 
+    @property
+    def per_token(self) -> bool:
+        """Whether the output has a row for each token, and not one for each text."""
+        return self.task == "token-classification"
+
     @model_validator(mode="after")
     def _fits_its_task(self) -> Manifest:
         if self.task in ("text-classification", "token-classification"):

@@ -137,7 +137,8 @@ class Lane:
             entry.sent = now
         try:
             body, header_length = pack(manifest.inputs, manifest.pad_id, rows)
-            output = unpack(await self._client.infer(self._path, body, header_length))
+            answer = await self._client.infer(self._path, body, header_length)
+            output = unpack(answer, rows, manifest.per_token)
         except Exception as error:  # every caller of the batch must hear of it
             for entry in batch:
                 if not entry.done.done():

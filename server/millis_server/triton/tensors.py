@@ -6,7 +6,6 @@ tensors.
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Sequence
 
@@ -21,6 +20,9 @@ from millis_server.triton.connection import HttpResponse
 def pack(inputs: Sequence[TensorName], pad_id: int, rows: Sequence[Row]) -> tuple[bytes, int]:
     """Packs rows, padded on the right to the longest, as INT64 tensors [rows, tokens].
 
+    A tensor that would say nothing is left out, and the backend fills it in: `attention_mask` when no row is
+    padded, `token_type_ids` when all are zeros. A lone text is then one tensor on the wire and not three.
+
     Args:
         inputs: tensors that the graph takes.
         pad_id: token id that fills shorter rows.
@@ -29,26 +31,42 @@ def pack(inputs: Sequence[TensorName], pad_id: int, rows: Sequence[Row]) -> tupl
     Returns:
         The body, and the length of its JSON part.
     """
-    width = max([len(row.ids) for row in rows])
-    tensors = [_tensor(name, pad_id, rows, width) for name in inputs]
+    lengths = [len(row.ids) for row in rows]
+    width = max(lengths)
+    sent = [
+        name
+        for name in inputs
+        if name == "input_ids"
+        or (name == "attention_mask" and min(lengths) < width)
+        or (name == "token_type_ids" and any(row.type_ids for row in rows))
+    ]
+    tensors = [_tensor(name, pad_id, rows, width) for name in sent]
     size = 8 * width * len(rows)
     described = ",".join(
         [
             f'{{"name":"{name}","shape":[{len(rows)},{width}],"datatype":"INT64",'
             f'"parameters":{{"binary_data_size":{size}}}}}'
-            for name in inputs
+            for name in sent
         ]
     )
     header = f'{{"inputs":[{described}],"parameters":{{"binary_data_output":true}}}}'.encode()
     return b"".join([header, *tensors]), len(header)
 
 
-def unpack(response: HttpResponse) -> NDArray[np.float32]:
-    """Returns the only output of an answer, a read-only view of its bytes."""
-    header = json.loads(response.body[: response.header_length])
-    return np.frombuffer(response.body, np.float32, offset=response.header_length).reshape(
-        header["outputs"][0]["shape"]
-    )
+def unpack(response: HttpResponse, rows: Sequence[Row], per_token: bool) -> NDArray[np.float32]:
+    """Returns the only output of an answer, a read-only view of its bytes.
+
+    Its shape follows from what was asked, so that the JSON part need not be read.
+
+    Args:
+        response: of Triton.
+        rows: what was asked.
+        per_token: whether the output is [rows, tokens, values], or else [rows, values].
+    """
+    values = np.frombuffer(response.body, np.float32, offset=response.header_length)
+    if per_token:
+        return values.reshape(len(rows), max([len(row.ids) for row in rows]), -1)
+    return values.reshape(len(rows), -1)
 
 
 def _tensor(name: TensorName, pad_id: int, rows: Sequence[Row], width: int) -> bytes:

@@ -23,6 +23,8 @@ from engine import Engine, OnnxRuntimeEngine
 from microbatch import run_unpadded
 from numpy.typing import NDArray
 
+ALL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
 
 class TritonPythonModel:
     """One version of one model."""
@@ -62,16 +64,17 @@ class TritonPythonModel:
             self._pool.shutdown()
 
     def _read(self, request: object) -> dict[str, NDArray[np.int64]]:
-        feeds = {}
-        for name in self._engine.inputs:
-            tensor = pb_utils.get_input_tensor_by_name(request, name)
-            if tensor is None:
-                raise ValueError(f"input {name} is missing")
-            feeds[name] = tensor.as_numpy()
-        shapes = {feed.shape for feed in feeds.values()}
-        if len(shapes) != 1:
-            raise ValueError(f"inputs differ in shape: {sorted(shapes)}")
-        return feeds
+        """Inputs by name; a mask or token types that are left out say nothing (see the gateway's tensors.py)."""
+        given = {name: pb_utils.get_input_tensor_by_name(request, name) for name in ALL_INPUTS}
+        if given["input_ids"] is None:
+            raise ValueError("input input_ids is missing")
+        feeds = {name: tensor.as_numpy() for name, tensor in given.items() if tensor is not None}
+        ids = feeds["input_ids"]
+        if any(feed.shape != ids.shape for feed in feeds.values()):
+            raise ValueError(f"inputs differ in shape: {sorted({feed.shape for feed in feeds.values()})}")
+        feeds.setdefault("attention_mask", np.ones_like(ids))
+        feeds.setdefault("token_type_ids", np.zeros_like(ids))
+        return {name: feeds[name] for name in self._engine.inputs}
 
 
 def _count(parameters: dict[str, dict[str, str]], name: str) -> int:
