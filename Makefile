@@ -25,7 +25,8 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 serve: models ## build the default models if they are missing, then serve on 127.0.0.1:50051
-	@exec $(BIN)/millis serve --model-repository $(REPOSITORY)
+	@# gRPC's handlers for a fork are for children that go on using it; ours becomes Triton.
+	@GRPC_ENABLE_FORK_SUPPORT=false exec $(BIN)/millis serve --model-repository $(REPOSITORY)
 
 models: $(READY) ## build the default models that are missing
 	@missing=""; for model in $(MODELS); do \

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import sys
@@ -240,8 +239,6 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         Exit code: 0 after a stop that was asked for, 1 when it cannot start or go on, 2 for a wrong setting.
     """
-    # gRPC's handlers for a fork are for children that go on using it; ours becomes Triton.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         uvloop.run(serve(read_settings(list(argv))))
