@@ -8,9 +8,9 @@ A prediction has three parts:
   for as long as they have work (processor sharing, Kleinrock 1967);
 - the path around the engine.
 
-The sum is corrected by what was seen. Each version keeps the ratio of seen to predicted times as a mean and a
-deviation, moved by every answer a little, as TCP times its retransmissions (Jacobson and Karels 1988), so that the
-time promised is one that nearly every request keeps, and no more than that on a quiet machine.
+The sum is corrected by what was seen. Each version keeps the mean of the ratio of seen to predicted times, and how far
+ratios lie above it; every answer moves both a little, as TCP times its retransmissions (Jacobson and Karels 1988). So
+the time promised is one that nearly every request keeps, and little more than that on a quiet machine.
 
 Everything here runs on the event loop and costs microseconds.
 """
@@ -33,14 +33,14 @@ PATH_SECONDS = 0.002
 """Time of one request outside the engine, on an idle machine: gateway, wire and Triton (`make bench` measures it)."""
 
 MEAN_GAIN = 1 / 16
-DEVIATION_GAIN = 1 / 8
-"""Share of a new sample in mean and deviation: a few dozen answers, a fraction of a second under load."""
+LATENESS_GAIN = 1 / 8
+"""Share of a new sample in mean and lateness: a few dozen answers, a fraction of a second under load."""
 
-DEVIATIONS = 4.0
-"""Deviations above the mean that a promised time has: four, as in TCP's timer."""
+MARGIN = 6.0
+"""Times the mean lateness that a promised time has above the mean: 99 % of a normal distribution."""
 
-FIRST_DEVIATION = 0.1
-"""Deviation before anything was seen."""
+FIRST_LATENESS = 0.05
+"""Lateness before anything was seen."""
 
 LARGEST_CORRECTION = 8.0
 """Samples beyond this factor, up or down, count as this factor: one stalled answer must not shut a version out."""
@@ -123,27 +123,27 @@ class Pace:
         typical: engine time of one short text, to compare versions by; infinite when nothing was measured.
     """
 
-    __slots__ = ("_deviation", "_mean", "_seen", "engine", "model", "typical")
+    __slots__ = ("_lateness", "_mean", "_seen", "engine", "model", "typical")
 
     def __init__(self, model: str, profile: LatencyProfile | None) -> None:
         self.model = model
         self.engine = EngineTime(profile) if profile is not None and profile.points else None
         self.typical = self.engine.seconds(1, TYPICAL_TOKENS) if self.engine else inf
         self._mean = 1.0
-        self._deviation = FIRST_DEVIATION
+        self._lateness = FIRST_LATENESS
         self._seen = 0.0
 
     def correction(self, now: float) -> tuple[float, float]:
-        """Mean and deviation of seen to predicted time as they stand at `now`, faded when nothing renewed them."""
+        """Mean and lateness of seen to predicted time as they stand at `now`, faded when nothing renewed them."""
         kept = 0.5 ** ((now - self._seen) / FORGET_SECONDS)
-        return 1 + (self._mean - 1) * kept, FIRST_DEVIATION + (self._deviation - FIRST_DEVIATION) * kept
+        return 1 + (self._mean - 1) * kept, FIRST_LATENESS + (self._lateness - FIRST_LATENESS) * kept
 
     def learn(self, ratio: float, now: float) -> None:
         """Takes in the ratio of a seen to a predicted time."""
-        mean, deviation = self.correction(now)
+        mean, lateness = self.correction(now)
         ratio = min(max(ratio, 1 / LARGEST_CORRECTION), LARGEST_CORRECTION)
         self._mean = mean + MEAN_GAIN * (ratio - mean)
-        self._deviation = deviation + DEVIATION_GAIN * (abs(ratio - mean) - deviation)
+        self._lateness = lateness + LATENESS_GAIN * (max(ratio - mean, 0.0) - lateness)
         self._seen = now
 
 
@@ -234,8 +234,8 @@ class Predictor:
         # A lone row runs on one thread; several are spread over the workers.
         alone = PATH_SECONDS + work / min(load.rows, self._workers)
         ahead = work * min(1.0, self._rows_at_once / load.rows)
-        mean, deviation = pace.correction(perf_counter())
-        factor = mean + DEVIATIONS * deviation
+        mean, lateness = pace.correction(perf_counter())
+        factor = mean + MARGIN * lateness
         return Forecast(pace, ahead, alone + wait, factor * (alone + wait), factor * alone)
 
     @contextmanager

@@ -104,16 +104,16 @@ def correction(clock: Clock, pace: Pace) -> tuple[float, float]:
 
 def test_predictions_follow_what_is_seen_and_forget_it_when_unused(clock):
     predictor, pace = Predictor(2, 64), Pace("intent", profile((1, 16, 4.0)))
-    assert correction(clock, pace) == (1.0, 0.1)
+    assert correction(clock, pace) == (1.0, 0.05)
     for _ in range(200):
         seen(clock, predictor, pace, 0.008)
     assert correction(clock, pace) == (1.99, 0.01)
     made = predictor.forecast(pace, Load(1, 16))
     assert (round(made.seconds, 3), round(made.alone, 3)) == (0.008, 0.008)
     clock.now += prediction.FORGET_SECONDS
-    assert correction(clock, pace) == (1.5, 0.05)
+    assert correction(clock, pace) == (1.5, 0.03)
     clock.now += 60
-    assert correction(clock, pace) == (1.01, 0.1)
+    assert correction(clock, pace) == (1.01, 0.05)
 
 
 def test_one_stalled_answer_does_not_shut_a_version_out(clock):
@@ -144,7 +144,7 @@ def test_a_failure_teaches_nothing_and_frees_its_work(clock):
     with pytest.raises(BackendFault), predictor.under_way(predictor.forecast(pace, Load(1, 16))):
         clock.now += 1
         raise BackendFault("broken")
-    assert (correction(clock, pace), predictor.idle) == ((1.0, 0.1), True)
+    assert (correction(clock, pace), predictor.idle) == ((1.0, 0.05), True)
 
 
 def test_what_was_never_measured_is_not_predicted(clock):
@@ -152,7 +152,7 @@ def test_what_was_never_measured_is_not_predicted(clock):
     made = Predictor(2, 64).forecast(pace, Load(1, 16))
     assert made == Forecast(pace, 0.0, 0.0, float("inf"), float("inf"))
     seen(clock, Predictor(2, 64), pace, 1.0)
-    assert correction(clock, pace) == (1.0, 0.1)
+    assert correction(clock, pace) == (1.0, 0.05)
 
 
 def test_tokens_are_estimated_from_what_the_characters_of_the_model_became():

@@ -19,7 +19,7 @@ ONE = Demand(inputs=1, characters=40)
 def a_plain_predictor(monkeypatch):
     """Predictions of engine time and backlog alone: no path, no margin."""
     monkeypatch.setattr(prediction, "PATH_SECONDS", 0.0)
-    monkeypatch.setattr(prediction, "DEVIATIONS", 0.0)
+    monkeypatch.setattr(prediction, "MARGIN", 0.0)
 
 
 def variant(
