@@ -123,7 +123,7 @@ class Inference:
         )
         tokens = sum([len(row.ids) for row in prepared.rows])
         if not prepared.truncated:
-            self._predictor.learn_density(served.manifest, len(prepared.rows), tokens, demand.characters)
+            self._predictor.learn_density(served.manifest.model, len(prepared.rows), tokens, demand.characters)
         return Answer(results, choice, tokens, prepared.truncated, times)
 
     def _choose(self, variants: Sequence[Variant], demand: Demand, wishes: Wishes) -> Choice:

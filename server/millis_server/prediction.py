@@ -8,9 +8,11 @@ A prediction has three parts:
   for as long as they have work (processor sharing, Kleinrock 1967);
 - the path around the engine.
 
-The sum is corrected by what was seen. Each version keeps the mean of the ratio of seen to predicted times, and how far
-ratios lie above it; every answer moves both a little, as TCP times its retransmissions (Jacobson and Karels 1988). So
-the time promised is one that nearly every request keeps, and little more than that on a quiet machine.
+The parts are weighted by what was seen: the version's own time by a factor of its own, the wait by one of the model's,
+both learned from every answer by normalised least mean squares (Widrow and Hoff 1960), which blames each part for as
+much of an error as it was of the prediction. To that comes a margin that grows with every promise that was broken and
+shrinks a little with every one that was kept, so that 99 of 100 are kept in the long run whatever the load does (the
+idea of adaptive conformal inference, Gibbs and Candès 2021).
 
 Everything here runs on the event loop and costs microseconds.
 """
@@ -19,11 +21,11 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf
 from time import perf_counter
 
 from millis_server.errors import DeadlinePassed
@@ -32,28 +34,28 @@ from millis_server.manifest import LatencyProfile, Manifest
 PATH_SECONDS = 0.002
 """Time of one request outside the engine, on an idle machine: gateway, wire and Triton (`make bench` measures it)."""
 
-MEAN_GAIN = 1 / 16
-LATENESS_GAIN = 1 / 8
-"""Share of a new sample in mean and lateness: a few dozen answers, a fraction of a second under load."""
+GAIN = 1 / 16
+"""Share of an error that one answer mends: a few dozen answers, a fraction of a second under load."""
 
-MARGIN = 6.0
-"""Times the mean lateness that a promised time has above the mean: 99 % of a normal distribution."""
+KEPT = 0.99
+"""Share of promises to be kept."""
 
-FIRST_LATENESS = 0.05
-"""Lateness before anything was seen."""
+MARGIN_STEP = 0.2
+"""Part of a prediction that a broken promise adds to the margin; a kept one takes away (1 - KEPT) of it."""
 
-LARGEST_CORRECTION = 8.0
-"""Samples beyond this factor, up or down, count as this factor: one stalled answer must not shut a version out."""
+LARGEST_FACTOR = 8.0
+"""Factors stay within this, up or down, and a seen time counts as no more than this of the predicted one: a single
+stalled answer must not shut a version out."""
 
 FORGET_SECONDS = 10.0
-"""Half-life of a correction that is not renewed: a version that looked slow is given another chance."""
+"""What is not renewed for so long begins to fade, with the same half-life: a version that looked slow is given another
+chance."""
 
 TYPICAL_TOKENS = 16
 
 TOKENS_PER_CHARACTER = 0.3
 """Before any text was seen; English has 0.2 to 0.25 in a WordPiece vocabulary."""
 
-DENSITY_GAIN = 1 / 32
 SPECIAL_TOKENS = 2
 """Around each text, in the BERT and RoBERTa families."""
 
@@ -110,6 +112,30 @@ class _Curve:
         return seconds[left] + slope * (tokens - places[left])
 
 
+class Factor:
+    """How much longer than predicted something takes; it fades to 1 when nothing renews it."""
+
+    __slots__ = ("_renewed", "_value")
+
+    def __init__(self) -> None:
+        self._value = 1.0
+        self._renewed = 0.0
+
+    def at(self, now: float) -> float:
+        """The factor as it stands at `now`, on the clock of `perf_counter`."""
+        return 1 + (self._value - 1) * _kept(now - self._renewed)
+
+    def add(self, change: float, now: float) -> None:
+        """Moves it."""
+        self._value = min(max(self.at(now) + change, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
+        self._renewed = now
+
+
+def _kept(age: float) -> float:
+    """What is left of something learned so many seconds ago; all of it at first, or rare calls would teach nothing."""
+    return float(0.5 ** max(age / FORGET_SECONDS - 1, 0.0))
+
+
 class Pace:
     """How fast one model version is known to be.
 
@@ -121,30 +147,54 @@ class Pace:
         model: as given.
         engine: its measured time; None when nothing was measured.
         typical: engine time of one short text, to compare versions by; infinite when nothing was measured.
+        factor: of its own time.
     """
 
-    __slots__ = ("_lateness", "_mean", "_seen", "engine", "model", "typical")
+    __slots__ = ("engine", "factor", "model", "typical")
 
     def __init__(self, model: str, profile: LatencyProfile | None) -> None:
         self.model = model
         self.engine = EngineTime(profile) if profile is not None and profile.points else None
         self.typical = self.engine.seconds(1, TYPICAL_TOKENS) if self.engine else inf
-        self._mean = 1.0
-        self._lateness = FIRST_LATENESS
-        self._seen = 0.0
+        self.factor = Factor()
 
-    def correction(self, now: float) -> tuple[float, float]:
-        """Mean and lateness of seen to predicted time as they stand at `now`, faded when nothing renewed them."""
-        kept = 0.5 ** ((now - self._seen) / FORGET_SECONDS)
-        return 1 + (self._mean - 1) * kept, FIRST_LATENESS + (self._lateness - FIRST_LATENESS) * kept
 
-    def learn(self, ratio: float, now: float) -> None:
-        """Takes in the ratio of a seen to a predicted time."""
-        mean, lateness = self.correction(now)
-        ratio = min(max(ratio, 1 / LARGEST_CORRECTION), LARGEST_CORRECTION)
-        self._mean = mean + MEAN_GAIN * (ratio - mean)
-        self._lateness = lateness + LATENESS_GAIN * (max(ratio - mean, 0.0) - lateness)
-        self._seen = now
+class _Queue:
+    """What is under way for one model, and how its waiting is known to go.
+
+    Attributes:
+        calls: requests under way.
+        ahead: engine time of these that is before a new one, in seconds of one thread.
+        factor: of the wait.
+        density: tokens in a character of the model's texts.
+    """
+
+    __slots__ = ("_margin", "_renewed", "ahead", "calls", "density", "factor")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.ahead = 0.0
+        self.factor = Factor()
+        self.density = TOKENS_PER_CHARACTER
+        self._margin = 0.0
+        self._renewed = 0.0
+
+    def margin(self, now: float) -> float:
+        """Seconds that a promise is longer than the expected time."""
+        return self._margin * _kept(now - self._renewed)
+
+    def learn_promise(self, broken_by: float, expected: float, now: float) -> None:
+        """Widens the margin by part of `expected`, no further than what would have done, or narrows it a little.
+
+        Args:
+            broken_by: seconds by which the promise was broken; 0 or less when it was kept.
+            expected: seconds that were expected.
+            now: on the clock of `perf_counter`.
+        """
+        step = MARGIN_STEP * expected
+        change = min(KEPT * step, broken_by) if broken_by > 0 else (KEPT - 1) * step
+        self._margin = max(self.margin(now) + change, 0.0)
+        self._renewed = now
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,16 +217,20 @@ class Forecast:
     Attributes:
         pace: of the version.
         ahead: engine time that this request will put before later ones, in seconds of one thread.
-        uncorrected: seconds to the answer by profile and backlog alone.
-        seconds: the same, corrected, with the margin that nearly every request keeps; infinite when unmeasured.
-        alone: what `seconds` would be if nothing else were under way.
+        own: seconds that it takes by itself, by profile.
+        wait: seconds of the work before it, by profile.
+        at_rest: expected seconds to the answer on an idle machine.
+        expected: expected seconds to the answer.
+        promised: seconds that nearly every such request keeps; infinite when the version was never measured.
     """
 
     pace: Pace
     ahead: float
-    uncorrected: float
-    seconds: float
-    alone: float
+    own: float
+    wait: float
+    at_rest: float
+    expected: float
+    promised: float
 
 
 class Predictor:
@@ -190,86 +244,89 @@ class Predictor:
     def __init__(self, workers: int, rows_at_once: int) -> None:
         self._workers = workers
         self._rows_at_once = rows_at_once
-        self._calls: Counter[str] = Counter()
-        self._ahead: dict[str, float] = {}
-        self._densities: dict[str, float] = {}
+        self._queues: dict[str, _Queue] = {}
+        """By logical model; a few dozen bytes for each name that the repository ever had."""
 
     @property
     def idle(self) -> bool:
         """Whether no request is under way."""
-        return not self._ahead
+        return not any(queue.calls for queue in self._queues.values())
 
     @property
     def backlog(self) -> dict[str, float]:
-        """Engine time under way by model, in seconds of one thread; models without any are left out."""
-        return dict(self._ahead)
+        """Engine time under way by model, in seconds of one thread."""
+        return {model: queue.ahead for model, queue in self._queues.items()}
 
     def load(self, manifest: Manifest, inputs: int, characters: int) -> Load:
         """Estimates the size of a request from its characters, by the tokens that the model's texts had so far."""
-        density = self._densities.get(manifest.model, TOKENS_PER_CHARACTER)
-        tokens = SPECIAL_TOKENS + density * characters / inputs
+        tokens = SPECIAL_TOKENS + self._queue(manifest.model).density * characters / inputs
         if tokens <= manifest.max_tokens:
             return Load(inputs, tokens)
         if not manifest.per_token:
             return Load(inputs, manifest.max_tokens)
-        windows = -(-tokens // manifest.max_tokens)
-        return Load(int(inputs * windows), tokens / windows)
+        windows = ceil(tokens / manifest.max_tokens)
+        return Load(inputs * windows, tokens / windows)
 
-    def learn_density(self, manifest: Manifest, rows: int, tokens: int, characters: int) -> None:
+    def learn_density(self, model: str, rows: int, tokens: int, characters: int) -> None:
         """Takes in how many tokens a request's characters became; none of its texts may have been truncated."""
-        if not characters:
-            return
-        density = self._densities.get(manifest.model, TOKENS_PER_CHARACTER)
-        seen = max(tokens - SPECIAL_TOKENS * rows, 0) / characters
-        self._densities[manifest.model] = density + DENSITY_GAIN * (seen - density)
+        if characters:
+            queue = self._queue(model)
+            queue.density += GAIN * (max(tokens - SPECIAL_TOKENS * rows, 0) / characters - queue.density)
 
     def forecast(self, pace: Pace, load: Load) -> Forecast:
         """Predicts when a version would answer a request that came now."""
         if pace.engine is None:
-            return Forecast(pace, 0.0, 0.0, inf, inf)
+            return Forecast(pace, 0.0, 0.0, 0.0, inf, inf, inf)
+        queue = self._queue(pace.model)
         work = pace.engine.seconds(load.rows, load.tokens)
-        before = self._ahead.get(pace.model, 0.0)
-        beside = sum([min(ahead, before + work) for model, ahead in self._ahead.items() if model != pace.model])
-        wait = (before + beside) / self._workers
+        share = queue.ahead + work
+        beside = sum([min(other.ahead, share) for other in self._queues.values() if other is not queue])
+        wait = (queue.ahead + beside) / self._workers
         # A lone row runs on one thread; several are spread over the workers.
-        alone = PATH_SECONDS + work / min(load.rows, self._workers)
+        own = PATH_SECONDS + work / min(load.rows, self._workers)
+        now = perf_counter()
+        at_rest = pace.factor.at(now) * own
+        expected = at_rest + queue.factor.at(now) * wait
         ahead = work * min(1.0, self._rows_at_once / load.rows)
-        mean, lateness = pace.correction(perf_counter())
-        factor = mean + MARGIN * lateness
-        return Forecast(pace, ahead, alone + wait, factor * (alone + wait), factor * alone)
+        return Forecast(pace, ahead, own, wait, at_rest, expected, expected + queue.margin(now))
 
     @contextmanager
     def under_way(self, forecast: Forecast) -> Iterator[None]:
         """Books a request's work for the length of a `with` block, and learns how long it took.
 
         A caller that left or whose deadline passed is a lower bound of the time, and is learned from when it is
-        above what is known: else only the fast answers of a slow machine would count. Its work is freed at once,
+        above what was expected: else only the fast answers of a slow machine would count. Its work is freed at once,
         though Triton may still be at it: that is one Triton request for each place of a lane at most.
         """
-        model = forecast.pace.model
-        self._calls[model] += 1
-        self._ahead[model] = self._ahead.get(model, 0.0) + forecast.ahead
+        queue = self._queue(forecast.pace.model)
+        queue.calls += 1
+        queue.ahead += forecast.ahead
         began = perf_counter()
         try:
             yield
         except (asyncio.CancelledError, DeadlinePassed):
-            _learn(forecast, began, at_least=True)
+            if (took := perf_counter() - began) > forecast.expected:
+                self._learn(forecast, queue, took)
             raise
         else:
-            _learn(forecast, began)
+            self._learn(forecast, queue, perf_counter() - began)
         finally:
-            self._calls[model] -= 1
-            if self._calls[model]:
-                self._ahead[model] -= forecast.ahead
-            else:
-                # Sums of floats do not come back to 0 by themselves.
-                del self._calls[model], self._ahead[model]
+            queue.calls -= 1
+            # Sums of floats do not come back to 0 by themselves.
+            queue.ahead = queue.ahead - forecast.ahead if queue.calls else 0.0
 
+    def _learn(self, forecast: Forecast, queue: _Queue, took: float) -> None:
+        own, wait, expected = forecast.own, forecast.wait, forecast.expected
+        if not own:
+            return
+        now = perf_counter()
+        error = GAIN * (min(took, LARGEST_FACTOR * expected) - expected) / (own * own + wait * wait)
+        forecast.pace.factor.add(error * own, now)
+        queue.factor.add(error * wait, now)
+        queue.learn_promise(took - forecast.promised, expected, now)
 
-def _learn(forecast: Forecast, began: float, at_least: bool = False) -> None:
-    if not forecast.uncorrected:
-        return
-    now = perf_counter()
-    ratio = (now - began) / forecast.uncorrected
-    if not at_least or ratio > forecast.pace.correction(now)[0]:
-        forecast.pace.learn(ratio, now)
+    def _queue(self, model: str) -> _Queue:
+        queue = self._queues.get(model)
+        if queue is None:
+            queue = self._queues[model] = _Queue()
+        return queue

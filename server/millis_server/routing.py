@@ -24,6 +24,10 @@ IDLE_DOUBT = 3.0
 """What an idle machine is predicted to miss it is let try, up to this factor: there is nothing to hold up, and a
 prediction under which nothing is ever tried would never be corrected."""
 
+MOST_WAITING = 0.5
+"""Part of the time that may go in waiting for a variant that is not the fastest: the rest of the queue is for the
+calls of a burst, and only the fastest variant fills it."""
+
 MIN_RETRY_SECONDS = 0.01
 """Shortest delay told to a caller who is refused."""
 
@@ -109,7 +113,8 @@ def choose(variants: Sequence[Variant], predictor: Predictor, demand: Demand, wi
 
     A pinned variant is the only candidate, whatever its quality. Otherwise variants below `min_quality` are out, and
     the best of the others that is predicted to answer in time is taken; among equals the default variant, then the
-    faster. Without a target and without a near deadline the default variant comes before all others.
+    faster. A variant that is not the fastest may wait for `MOST_WAITING` of the time and no more. Without a target
+    and without a near deadline the default variant comes before all others.
 
     When none is in time, the fastest answers if only the target is missed, else the request is refused. A variant
     whose latency was never measured is never predicted to be in time; it answers when it is all there is.
@@ -136,18 +141,23 @@ def choose(variants: Sequence[Variant], predictor: Predictor, demand: Demand, wi
     default = next((variant for variant in variants if variant.manifest.default_variant), variants[0])
     hurried = bool(wishes.latency_target) or (wishes.time_left is not None and wishes.time_left <= SAFETY_NET_SECONDS)
     limit = min(wishes.latency_target or inf, inf if wishes.time_left is None else wishes.time_left)
+    ready = _in_order(good, default, hurried, wishes.version)
+    fastest = min([served.pace.typical for _, served in ready])
     options: list[_Option] = []
-    for variant, served in _in_order(good, default, hurried, wishes.version):
+    for variant, served in ready:
         forecast = predictor.forecast(served.pace, load)
         options.append(_Option(variant, served, forecast))
-        if forecast.seconds <= limit or (forecast.seconds == inf and not hurried):
-            return _chosen(options, default, good, hurried, limit)
-    fastest = min(options, key=lambda option: option.forecast.seconds)
-    _refuse_if_late(fastest, predictor, wishes.time_left)
-    first = _first_at_rest(options, limit) or fastest
-    degraded = _quality(fastest.variant) < max(_quality(first.variant), _quality(default))
-    reason = f"fastest variant; none is predicted within {_ms(limit)}"
-    return Choice(fastest.served, degraded, reason, Cause.FASTEST, fastest.forecast)
+        if forecast.promised == inf:
+            if not hurried:
+                break
+        elif forecast.promised <= limit and (
+            served.pace.typical == fastest or forecast.promised - forecast.at_rest <= MOST_WAITING * limit
+        ):
+            break
+    else:
+        options.append(min(options, key=lambda option: option.forecast.promised))
+        _refuse_if_late(options[-1], predictor, wishes.time_left)
+    return _chosen(options, default, good, hurried, limit)
 
 
 def _good(variants: Sequence[Variant], wishes: Wishes) -> list[Variant]:
@@ -174,17 +184,18 @@ def _in_order(good: list[Variant], default: Variant, hurried: bool, version: str
 
 
 def _chosen(options: list[_Option], default: Variant, good: list[Variant], hurried: bool, limit: float) -> Choice:
-    """The last option was taken, those before it are predicted to be late."""
+    """The last option is taken, those before it were passed over."""
     taken = options[-1]
-    first = _first_at_rest(options, limit) or taken
+    # What would have been taken on an idle machine.
+    first = next((option for option in options if option.forecast.at_rest <= limit), taken)
     degraded = _quality(taken.variant) < max(_quality(first.variant), _quality(default))
-    if first is not taken:
-        cause = Cause.LOAD
-        late = first.forecast.seconds
-        reason = (
-            f"lighter under load: {first.variant.manifest.variant} is predicted to take {_ms(late)}, not {_ms(limit)}"
-        )
-    elif hurried or len(options) > 1:
+    forecast = taken.forecast
+    if hurried and forecast.promised > limit:
+        cause, reason = Cause.FASTEST, f"fastest variant; none is predicted within {_ms(limit)}"
+    elif first.variant is not taken.variant:
+        late, name = _ms(first.forecast.promised), first.variant.manifest.variant
+        cause, reason = Cause.LOAD, f"lighter under load: {name} would take {late} of {_ms(limit)}"
+    elif hurried or taken is not options[0]:
         cause, reason = Cause.BEST_IN_TIME, f"best variant predicted within {_ms(limit)}"
     elif taken.variant is default:
         cause, reason = Cause.DEFAULT, "default variant"
@@ -193,28 +204,23 @@ def _chosen(options: list[_Option], default: Variant, good: list[Variant], hurri
     else:
         cause = Cause.DEFAULT_UNAVAILABLE
         reason = f"default variant {default.manifest.variant!r} is {default.state.value}"
-    return Choice(taken.served, degraded, reason, cause, taken.forecast)
-
-
-def _first_at_rest(options: list[_Option], limit: float) -> _Option | None:
-    """What would have been taken on an idle machine."""
-    return next((option for option in options if option.forecast.alone <= limit), None)
+    return Choice(taken.served, degraded, reason, cause, forecast)
 
 
 def _refuse_if_late(fastest: _Option, predictor: Predictor, time_left: float | None) -> None:
     """Refuses what cannot be in time, at once and before any work."""
     forecast = fastest.forecast
-    if time_left is None or forecast.seconds == inf or forecast.seconds <= time_left:
+    if time_left is None or forecast.promised == inf or forecast.promised <= time_left:
         return
-    if predictor.idle and forecast.seconds <= IDLE_DOUBT * time_left:
+    if predictor.idle and forecast.promised <= IDLE_DOUBT * time_left:
         return
     manifest = fastest.variant.manifest
-    waiting = forecast.seconds - forecast.alone
+    waiting = forecast.promised - forecast.at_rest
     # What waits drains as time goes by; more than all of it cannot be waited for.
-    retry_after = max(min(forecast.seconds - time_left, waiting), MIN_RETRY_SECONDS)
+    retry_after = max(min(forecast.promised - time_left, waiting), MIN_RETRY_SECONDS)
     raise DeadlineUnreachable(
         f"{manifest.model!r} cannot answer before the deadline in {_ms(time_left)}: variant {manifest.variant!r} is "
-        f"predicted to take {_ms(forecast.seconds)}, {_ms(waiting)} of it behind other work",
+        f"predicted to take {_ms(forecast.promised)}, {_ms(waiting)} of it behind other work",
         retry_after,
     )
 

@@ -344,7 +344,7 @@ class ServedBy(_message.Message):
     """
     reason: _builtins.str
     """Why this variant was chosen, in plain English, for example "default variant"
-    or "lighter under load: fp32 is predicted to take 80.2 ms, not 50.0 ms". For
+    or "lighter under load: fp32 would take 80.2 ms of 50.0 ms". For
     people; its wording may change.
     """
     def __init__(
