@@ -57,8 +57,6 @@ def publish_family(published: Published, repository: Path) -> None:
 class Relay(socketserver.ThreadingTCPServer):
     """Stands between gateway and Triton, and can hold what is for the best variant."""
 
-    daemon_threads = True
-
     def __init__(self, triton: str) -> None:
         super().__init__(("127.0.0.1", 0), _Relayed)
         self.triton = ("127.0.0.1", int(triton.rpartition(":")[2]))
