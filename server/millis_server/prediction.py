@@ -24,9 +24,9 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import ceil, inf
 from time import perf_counter
+from typing import NamedTuple
 
 from millis_server.errors import DeadlinePassed
 from millis_server.manifest import LatencyProfile, Manifest
@@ -197,8 +197,7 @@ class _Queue:
         self._renewed = now
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """The size of a request before it is tokenized.
 
     Attributes:
@@ -210,9 +209,8 @@ class Load:
     tokens: float
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """When one version would answer.
+class Forecast(NamedTuple):
+    """When one version would answer; a tuple, because one is made for each variant of each request.
 
     Attributes:
         pace: of the version.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
+from typing import NamedTuple
 
 from millis_server.catalogue import Served, State, Variant
 from millis_server.errors import DeadlineUnreachable, ModelNotFound, ModelUnavailable, QualityUnavailable
@@ -101,8 +102,7 @@ class Demand:
 NO_WISHES = Wishes()
 
 
-@dataclass(frozen=True, slots=True)
-class _Option:
+class _Option(NamedTuple):
     variant: Variant
     served: Served
     forecast: Forecast
