@@ -11,10 +11,10 @@ MODELS ?= embed intent sentiment ner
 PIP := $(BIN)/python -m pip --disable-pip-version-check --timeout 120
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve models test test-slow check format protos drift bench demo clean
+.PHONY: help setup serve models test test-slow check format protos drift bench bench-routing demo clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make the virtual environment with all pinned dependencies
 
@@ -61,6 +61,10 @@ drift: $(READY) ## fail when the committed stubs differ from the protos
 
 bench: models ## measure engine, Triton, gateway and SDK side by side and print a table
 	$(BIN)/python -m benchmarks.overhead --repository $(REPOSITORY)
+
+bench-routing: models ## measure routing by deadline under load, against the same service pinned to the best variant
+	@ls -d $(REPOSITORY)/intent-*/ | grep -qvE -- '-(fp32|int8)/$$' || $(BIN)/python -m benchmarks.family --repository $(REPOSITORY)
+	$(BIN)/python -m benchmarks.routing --repository $(REPOSITORY)
 
 demo: $(READY) ## ask a running gateway a few questions
 	$(BIN)/python examples/quickstart.py

@@ -15,18 +15,23 @@ from enum import Enum
 
 from millis_server.errors import InvalidField, ModelNotFound, TaskMismatch
 from millis_server.manifest import Manifest, TaskName
+from millis_server.prediction import Pace
 from millis_server.tokenizer import Tokenizer
 from millis_server.triton.lane import Lane
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One version of one variant, ready to answer: weights, tokenizer and labels belong together."""
+    """One version of one variant, ready to answer: weights, tokenizer, labels and measured speed belong together."""
 
     manifest: Manifest
     version: str
     tokenizer: Tokenizer
     lane: Lane
+    pace: Pace = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pace", Pace(self.manifest.model, self.manifest.latency))
 
 
 class State(Enum):

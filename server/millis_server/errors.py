@@ -12,6 +12,8 @@ Domain errors know nothing of gRPC; `to_status` turns them into a status with go
     ├── LoadFailed             no version of the model could be brought into service
     ├── Draining               the gateway is stopping
     ├── Overloaded             more work than the gateway admits
+    │   └── DeadlineUnreachable  no variant is predicted to answer in time
+    ├── DeadlinePassed         the caller's deadline passed before the work began
     └── BackendFault           Triton failed in a way that a retry does not mend
 """
 
@@ -103,6 +105,15 @@ class Overloaded(MillisError):
         return self.problem
 
 
+@dataclass
+class DeadlineUnreachable(Overloaded):
+    """No variant that would do is predicted to answer before the caller's deadline."""
+
+
+class DeadlinePassed(MillisError):
+    """The caller's deadline passed before the work began."""
+
+
 class BackendFault(MillisError):
     """Triton failed in a way that a retry does not mend."""
 
@@ -117,6 +128,8 @@ STATUS: dict[type[MillisError], tuple[grpc.StatusCode, str]] = {
     ModelUnavailable: (grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE"),
     Draining: (grpc.StatusCode.UNAVAILABLE, "DRAINING"),
     Overloaded: (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
+    DeadlineUnreachable: (grpc.StatusCode.RESOURCE_EXHAUSTED, "DEADLINE_UNREACHABLE"),
+    DeadlinePassed: (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED"),
     BackendFault: (grpc.StatusCode.INTERNAL, "BACKEND_FAULT"),
 }
 """Status code and `ErrorInfo.reason` of each error. docs/errors.md explains them to callers."""

@@ -6,16 +6,19 @@ This is the one place where tasks, routing and Triton meet.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from time import perf_counter
 from typing import Generic, TypeVar
 
-from millis_server.catalogue import Catalogue
-from millis_server.errors import Draining, Overloaded
+from millis_server.catalogue import Catalogue, Variant
+from millis_server.errors import DeadlineUnreachable, Draining, Overloaded
+from millis_server.prediction import Predictor
 from millis_server.reload import Reloader
-from millis_server.routing import Choice, Wishes, choose
+from millis_server.routing import Choice, Demand, Wishes, choose
 from millis_server.tasks import Task
 from millis_server.triton.client import StubDied
 
@@ -59,13 +62,21 @@ class Inference:
         catalogue: the models.
         reloader: told when a model's process died.
         max_pending_inputs: most inputs being worked on at once.
+        predictor: of the time that versions will take.
+
+    Attributes:
+        decisions: requests by model, variant that was chosen and cause; for refused ones the variant is empty and the
+            cause is `deadline_unreachable`.
+        draining: whether new work is refused.
     """
 
-    def __init__(self, catalogue: Catalogue, reloader: Reloader, max_pending_inputs: int) -> None:
+    def __init__(self, catalogue: Catalogue, reloader: Reloader, max_pending_inputs: int, predictor: Predictor) -> None:
         self._catalogue = catalogue
         self._reloader = reloader
         self._max_pending = max_pending_inputs
+        self._predictor = predictor
         self._pending = 0
+        self.decisions: Counter[tuple[str, str, str]] = Counter()
         self.draining = False
 
     async def run(self, task: Task[Result], model: str, wishes: Wishes) -> Answer[Result]:
@@ -80,25 +91,28 @@ class Inference:
             MillisError: the reason why there is no answer.
         """
         started = perf_counter()
+        expires = inf if wishes.time_left is None else started + wishes.time_left
         with self._admitted(task.inputs):
-            choice = choose(self._catalogue.resolve(model, task.name, task.answered_by), wishes)
+            demand = Demand(task.inputs, task.characters)
+            choice = self._choose(self._catalogue.resolve(model, task.name, task.answered_by), demand, wishes)
             served = choice.served
-            off_loop = task.inputs > INLINE_INPUTS or task.characters > INLINE_CHARACTERS
-            if off_loop:
-                prepared = await asyncio.to_thread(task.preprocess, served.manifest, served.tokenizer)
-            else:
-                prepared = task.preprocess(served.manifest, served.tokenizer)
-            tokenized = perf_counter()
-            try:
-                outputs, queued = await served.lane.run(prepared.rows)
-            except StubDied:
-                self._reloader.recover(served.manifest.triton_model)
-                raise
-            inferred = perf_counter()
-            if off_loop:
-                results = await asyncio.to_thread(task.postprocess, served.manifest, outputs)
-            else:
-                results = task.postprocess(served.manifest, outputs)
+            off_loop = demand.inputs > INLINE_INPUTS or demand.characters > INLINE_CHARACTERS
+            with self._predictor.under_way(choice.forecast):
+                if off_loop:
+                    prepared = await asyncio.to_thread(task.preprocess, served.manifest, served.tokenizer)
+                else:
+                    prepared = task.preprocess(served.manifest, served.tokenizer)
+                tokenized = perf_counter()
+                try:
+                    outputs, queued = await served.lane.run(prepared.rows, expires)
+                except StubDied:
+                    self._reloader.recover(served.manifest.triton_model)
+                    raise
+                inferred = perf_counter()
+                if off_loop:
+                    results = await asyncio.to_thread(task.postprocess, served.manifest, outputs)
+                else:
+                    results = task.postprocess(served.manifest, outputs)
         done = perf_counter()
         times = Times(
             total=done - started,
@@ -108,7 +122,19 @@ class Inference:
             postprocess=done - inferred,
         )
         tokens = sum([len(row.ids) for row in prepared.rows])
+        if not prepared.truncated:
+            self._predictor.learn_density(served.manifest.model, len(prepared.rows), tokens, demand.characters)
         return Answer(results, choice, tokens, prepared.truncated, times)
+
+    def _choose(self, variants: Sequence[Variant], demand: Demand, wishes: Wishes) -> Choice:
+        """Chooses the version that answers, and counts the decision."""
+        try:
+            choice = choose(variants, self._predictor, demand, wishes)
+        except DeadlineUnreachable:
+            self.decisions[variants[0].manifest.model, "", "deadline_unreachable"] += 1
+            raise
+        self.decisions[variants[0].manifest.model, choice.served.manifest.variant, choice.cause.value] += 1
+        return choice
 
     @contextmanager
     def _admitted(self, inputs: int) -> Iterator[None]:

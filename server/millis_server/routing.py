@@ -1,12 +1,50 @@
-"""Chooses the variant that answers, from what was measured when the variants were published."""
+"""Chooses the variant that answers: the best by measured quality that is predicted to answer in time.
+
+Time is the caller's latency target (a wish) and the gRPC deadline (a limit), whichever is less. Under load
+predictions grow, so requests move to lighter variants that still meet the caller's floor of quality, and are
+refused, before any work, when none of these can keep the deadline.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
+from math import inf
+from typing import NamedTuple
 
 from millis_server.catalogue import Served, State, Variant
-from millis_server.errors import ModelNotFound, ModelUnavailable, QualityUnavailable
+from millis_server.errors import DeadlineUnreachable, ModelNotFound, ModelUnavailable, QualityUnavailable
+from millis_server.prediction import Forecast, Predictor
+
+SAFETY_NET_SECONDS = 1.0
+"""A deadline further away than this says when to give up, not how good the answer may be: the SDK and most callers
+set one of many seconds on every call. The default variant answers then, if it can in time."""
+
+IDLE_DOUBT = 3.0
+"""What an idle machine is predicted to miss it is let try, up to this factor: there is nothing to hold up, and a
+prediction under which nothing is ever tried would never be corrected."""
+
+MOST_WAITING = 0.5
+"""Part of the time that may go in waiting for a variant that is not the fastest: the rest of the queue is for the
+calls of a burst, and only the fastest variant fills it."""
+
+MIN_RETRY_SECONDS = 0.01
+"""Shortest delay told to a caller who is refused."""
+
+
+class Cause(Enum):
+    """Why a variant was chosen, in a word for counters; `Choice.reason` says it to people."""
+
+    DEFAULT = "default"
+    PINNED = "pinned"
+    BEST_IN_TIME = "best_in_time"
+    LOAD = "load"
+    """A better variant would have been in time on an idle machine."""
+    FASTEST = "fastest"
+    """Nothing is predicted to be in time: the target is missed, or an idle machine tries."""
+    QUALITY_FLOOR = "quality_floor"
+    DEFAULT_UNAVAILABLE = "default_unavailable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,44 +56,111 @@ class Wishes:
         pin_variant: variant that must answer; empty is free choice.
         min_quality: lowest acceptable measured quality.
         latency_target: seconds in which the caller hopes for the answer; 0 is none.
+        time_left: seconds until the caller's deadline; None is no deadline.
     """
 
     version: str = ""
     pin_variant: str = ""
     min_quality: float = 0.0
     latency_target: float = 0.0
+    time_left: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What answers, and why."""
+    """What answers, and why.
+
+    Attributes:
+        served: the version.
+        degraded: whether it is of lower measured quality than the default variant, or than what would have
+            answered on an idle machine.
+        reason: why, for people.
+        cause: why, for counters.
+        forecast: of the time to the answer.
+    """
 
     served: Served
     degraded: bool
     reason: str
+    cause: Cause
+    forecast: Forecast = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """The size of a request before it is tokenized.
+
+    Attributes:
+        inputs: number of texts.
+        characters: of all texts together.
+    """
+
+    inputs: int
+    characters: int
 
 
 NO_WISHES = Wishes()
 
 
-def choose(variants: Sequence[Variant], wishes: Wishes = NO_WISHES) -> Choice:
+class _Option(NamedTuple):
+    variant: Variant
+    served: Served
+    forecast: Forecast
+
+
+def choose(variants: Sequence[Variant], predictor: Predictor, demand: Demand, wishes: Wishes = NO_WISHES) -> Choice:
     """Chooses among the variants of one model.
 
-    A pinned variant is used whatever else is asked. Otherwise: variants below `min_quality` are out; with a
-    latency target the best variant whose measured median fits, or the fastest; without one the default variant,
-    or the best that is ready.
+    A pinned variant is the only candidate, whatever its quality. Otherwise variants below `min_quality` are out, and
+    the best of the others that is predicted to answer in time is taken; among equals the default variant, then the
+    faster. A variant that is not the fastest may wait for `MOST_WAITING` of the time and no more. Without a target
+    and without a near deadline the default variant comes before all others.
+
+    When none is in time, the fastest answers if only the target is missed, else the request is refused. A variant
+    whose latency was never measured is never predicted to be in time; it answers when it is all there is.
 
     Args:
         variants: of one logical model, at least one.
+        predictor: of times, and of the work under way.
+        demand: what the request asks for.
         wishes: from the request.
 
     Raises:
         ModelNotFound: no such variant or version.
         QualityUnavailable: no variant is good enough.
         ModelUnavailable: variants that would do are not ready.
+        DeadlineUnreachable: none that would do can answer before the deadline.
     """
+    load = predictor.load(variants[0].manifest, demand.inputs, demand.characters)
     if wishes.pin_variant:
-        return Choice(_pinned(variants, wishes), False, "pinned by the caller")
+        variant, served = _pinned(variants, wishes)
+        option = _Option(variant, served, predictor.forecast(served.pace, load))
+        _refuse_if_late(option, predictor, wishes.time_left)
+        return Choice(served, False, "pinned by the caller", Cause.PINNED, option.forecast)
+    good = _good(variants, wishes)
+    default = next((variant for variant in variants if variant.manifest.default_variant), variants[0])
+    hurried = bool(wishes.latency_target) or (wishes.time_left is not None and wishes.time_left <= SAFETY_NET_SECONDS)
+    limit = min(wishes.latency_target or inf, inf if wishes.time_left is None else wishes.time_left)
+    ready = _in_order(good, default, hurried, wishes.version)
+    fastest = min([served.pace.typical for _, served in ready])
+    options: list[_Option] = []
+    for variant, served in ready:
+        forecast = predictor.forecast(served.pace, load)
+        options.append(_Option(variant, served, forecast))
+        if forecast.promised == inf:
+            if not hurried:
+                break
+        elif forecast.promised <= limit and (
+            served.pace.typical == fastest or forecast.promised - forecast.at_rest <= MOST_WAITING * limit
+        ):
+            break
+    else:
+        options.append(min(options, key=lambda option: option.forecast.promised))
+        _refuse_if_late(options[-1], predictor, wishes.time_left)
+    return _chosen(options, default, good, hurried, limit)
+
+
+def _good(variants: Sequence[Variant], wishes: Wishes) -> list[Variant]:
     good = [variant for variant in variants if _quality(variant) >= wishes.min_quality]
     if not good:
         best = max(map(_quality, variants))
@@ -63,23 +168,72 @@ def choose(variants: Sequence[Variant], wishes: Wishes = NO_WISHES) -> Choice:
             f"no variant of {variants[0].manifest.model!r} was measured at {wishes.min_quality:g} or better; "
             f"the best has {best:.4g}"
         )
-    ready = [(variant, served) for variant in good if (served := _ready(variant, wishes.version))]
+    return good
+
+
+def _in_order(good: list[Variant], default: Variant, hurried: bool, version: str) -> list[tuple[Variant, Served]]:
+    """The variants that are ready, the preferred first."""
+    ready = [(variant, served) for variant in good if (served := _ready(variant, version))]
     if not ready:
-        raise _not_ready(good, wishes.version)
-    default = next((variant for variant in variants if variant.manifest.default_variant), variants[0])
-    if wishes.latency_target:
-        variant, served, reason = _within(ready, wishes.latency_target)
+        raise _not_ready(good, version)
+    if len(ready) > 1:
+        ready.sort(key=lambda pair: (-_quality(pair[0]), pair[0] is not default, pair[1].pace.typical))
+        if not hurried:
+            ready.sort(key=lambda pair: pair[0] is not default)
+    return ready
+
+
+def _chosen(options: list[_Option], default: Variant, good: list[Variant], hurried: bool, limit: float) -> Choice:
+    """The last option is taken, those before it were passed over."""
+    taken = options[-1]
+    # What would have been taken on an idle machine.
+    first = next((option for option in options if option.forecast.at_rest <= limit), taken)
+    degraded = _quality(taken.variant) < max(_quality(first.variant), _quality(default))
+    forecast = taken.forecast
+    if hurried and forecast.promised > limit:
+        cause, reason = Cause.FASTEST, f"fastest variant; none is predicted within {_ms(limit)}"
+    elif first.variant is not taken.variant:
+        late, name = _ms(first.forecast.promised), first.variant.manifest.variant
+        cause, reason = Cause.LOAD, f"lighter under load: {name} would take {late} of {_ms(limit)}"
+    elif hurried or taken is not options[0]:
+        cause, reason = Cause.BEST_IN_TIME, f"best variant predicted within {_ms(limit)}"
+    elif taken.variant is default:
+        cause, reason = Cause.DEFAULT, "default variant"
+    elif default not in good:
+        cause, reason = Cause.QUALITY_FLOOR, "best variant that meets min_quality"
     else:
-        variant, served = next((pair for pair in ready if pair[0] is default), max(ready, key=_by_quality))
-        reason = "default variant" if variant is default else _why_not(default, good)
-    return Choice(served, _quality(variant) < _quality(default), reason)
+        cause = Cause.DEFAULT_UNAVAILABLE
+        reason = f"default variant {default.manifest.variant!r} is {default.state.value}"
+    return Choice(taken.served, degraded, reason, cause, forecast)
 
 
-def _pinned(variants: Sequence[Variant], wishes: Wishes) -> Served:
+def _refuse_if_late(fastest: _Option, predictor: Predictor, time_left: float | None) -> None:
+    """Refuses what cannot be in time, at once and before any work."""
+    forecast = fastest.forecast
+    if time_left is None or forecast.promised == inf or forecast.promised <= time_left:
+        return
+    if predictor.idle and forecast.promised <= IDLE_DOUBT * time_left:
+        return
+    manifest = fastest.variant.manifest
+    waiting = forecast.promised - forecast.at_rest
+    # What waits drains as time goes by; more than all of it cannot be waited for.
+    retry_after = max(min(forecast.promised - time_left, waiting), MIN_RETRY_SECONDS)
+    raise DeadlineUnreachable(
+        f"{manifest.model!r} cannot answer before the deadline in {_ms(time_left)}: variant {manifest.variant!r} is "
+        f"predicted to take {_ms(forecast.promised)}, {_ms(waiting)} of it behind other work",
+        retry_after,
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"
+
+
+def _pinned(variants: Sequence[Variant], wishes: Wishes) -> tuple[Variant, Served]:
     for variant in variants:
         if variant.manifest.variant == wishes.pin_variant:
             if served := _ready(variant, wishes.version):
-                return served
+                return variant, served
             raise _not_ready([variant], wishes.version)
     names = ", ".join(variant.manifest.variant for variant in variants)
     raise ModelNotFound(
@@ -87,16 +241,6 @@ def _pinned(variants: Sequence[Variant], wishes: Wishes) -> Served:
         wishes.pin_variant,
         f"model {variants[0].manifest.model!r} has no variant {wishes.pin_variant!r}; variants are: {names}",
     )
-
-
-def _within(ready: list[tuple[Variant, Served]], target: float) -> tuple[Variant, Served, str]:
-    """The best variant whose measured median for one text of usual length fits, or the fastest."""
-    fitting = [pair for pair in ready if _latency(pair[0]) <= target]
-    if fitting:
-        variant, served = max(fitting, key=_by_quality)
-        return variant, served, f"best variant measured within {target * 1e3:g} ms"
-    variant, served = min(ready, key=lambda pair: _latency(pair[0]))
-    return variant, served, f"fastest variant; none was measured within {target * 1e3:g} ms"
 
 
 def _ready(variant: Variant, version: str) -> Served | None:
@@ -119,26 +263,7 @@ def _not_ready(variants: Sequence[Variant], version: str) -> ModelNotFound | Mod
     return ModelUnavailable(f"model {model!r} cannot answer now: {states}")
 
 
-def _why_not(default: Variant, good: Sequence[Variant]) -> str:
-    if default not in good:
-        return "best variant that meets min_quality"
-    return f"default variant {default.manifest.variant!r} is {default.state.value}"
-
-
-def _by_quality(pair: tuple[Variant, Served]) -> float:
-    return _quality(pair[0])
-
-
 def _quality(variant: Variant) -> float:
     """Measured quality; a variant published without evaluation data meets no floor above 0."""
     quality = variant.manifest.quality
     return quality.value if quality else 0.0
-
-
-def _latency(variant: Variant) -> float:
-    """Measured median, in seconds, of one text of the length nearest to 16 tokens; unmeasured is never fast enough."""
-    profile = variant.manifest.latency
-    single = [point for point in profile.points if point.batch == 1] if profile else []
-    if not single:
-        return float("inf")
-    return min(single, key=lambda point: abs(point.tokens - 16)).p50_ms / 1e3

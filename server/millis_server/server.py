@@ -21,6 +21,7 @@ from millis.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_
 from millis_server.catalogue import Catalogue, State
 from millis_server.infer import Inference
 from millis_server.model_service import ModelService
+from millis_server.prediction import Predictor
 from millis_server.reload import Reloader
 from millis_server.repository import RepositoryError, scan
 from millis_server.requests import RequestReader
@@ -56,7 +57,8 @@ class Gateway:
         self._client = TritonClient(url, settings.infer_timeout_seconds, settings.load_timeout_seconds)
         self.catalogue = Catalogue()
         self._reloader = Reloader(settings, self._client, self.catalogue)
-        self._inference = Inference(self.catalogue, self._reloader, settings.max_pending_inputs)
+        self._predictor = Predictor(settings.lanes, settings.lanes * settings.max_batch)
+        self._inference = Inference(self.catalogue, self._reloader, settings.max_pending_inputs, self._predictor)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[
@@ -134,7 +136,7 @@ class Gateway:
     def _add_services(self) -> None:
         reader = RequestReader(self._settings.max_inputs, self._settings.max_text_bytes)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceService(self._inference, self.catalogue, reader), self._server
+            InferenceService(self._inference, self.catalogue, reader, self._predictor), self._server
         )
         models_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.catalogue, self._reloader), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

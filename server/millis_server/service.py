@@ -16,8 +16,9 @@ from millis_server.catalogue import Catalogue
 from millis_server.infer import Answer, Inference
 from millis_server.manifest import Manifest
 from millis_server.offsets import OffsetUnit, converter
+from millis_server.prediction import Predictor
 from millis_server.requests import InferenceRequest, RequestReader
-from millis_server.routing import choose
+from millis_server.routing import Demand, choose
 from millis_server.tasks.embedding import Encoding
 from millis_server.tasks.token_classification import TaggedText
 from millis_server.tokenizer import Tokenizer
@@ -42,20 +43,22 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         inference: the path of a request.
         catalogue: the models.
         reader: checks requests.
+        predictor: of the time that versions will take.
     """
 
-    def __init__(self, path: Inference, catalogue: Catalogue, reader: RequestReader) -> None:
+    def __init__(self, path: Inference, catalogue: Catalogue, reader: RequestReader, predictor: Predictor) -> None:
         self._path = path
         self._catalogue = catalogue
         self._reader = reader
+        self._predictor = predictor
 
     @answering
     async def ClassifyText(  # noqa: N802  # names of RPCs are given by the proto
-        self, request: inference.ClassifyTextRequest, _context: Context
+        self, request: inference.ClassifyTextRequest, context: Context
     ) -> inference.ClassifyTextResponse:
         """Labels of texts."""
         task = self._reader.classify_text(request)
-        answer = await self._path.run(task, request.model, requests.wishes(request))
+        answer = await self._path.run(task, request.model, requests.wishes(request, context.time_remaining()))
         return inference.ClassifyTextResponse(
             results=[
                 inference.TextClassification(
@@ -68,12 +71,12 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     @answering
     async def ClassifyTokens(  # noqa: N802
-        self, request: inference.ClassifyTokensRequest, _context: Context
+        self, request: inference.ClassifyTokensRequest, context: Context
     ) -> inference.ClassifyTokensResponse:
         """Entities of texts."""
         task = self._reader.classify_tokens(request)
         unit = requests.offset_unit(request)
-        answer = await self._path.run(task, request.model, requests.wishes(request))
+        answer = await self._path.run(task, request.model, requests.wishes(request, context.time_remaining()))
         given = bool(request.word_lists)
         return inference.ClassifyTokensResponse(
             results=[_tagged(text, unit, given) for text in answer.results],
@@ -82,11 +85,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     @answering
     async def EmbedText(  # noqa: N802
-        self, request: inference.EmbedTextRequest, _context: Context
+        self, request: inference.EmbedTextRequest, context: Context
     ) -> inference.EmbedTextResponse:
         """Vectors of texts."""
         task = self._reader.embed_text(request)
-        answer = await self._path.run(task, request.model, requests.wishes(request))
+        answer = await self._path.run(task, request.model, requests.wishes(request, context.time_remaining()))
         return inference.EmbedTextResponse(
             results=[inference.Embedding(data=vector.data, scale=vector.scale) for vector in answer.results],
             dimensions=task.kept_dimensions(answer.choice.served.manifest),
@@ -96,11 +99,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     @answering
     async def RankTexts(  # noqa: N802
-        self, request: inference.RankTextsRequest, _context: Context
+        self, request: inference.RankTextsRequest, context: Context
     ) -> inference.RankTextsResponse:
         """Documents in the order of relevance."""
         task = self._reader.rank_texts(request)
-        answer = await self._path.run(task, request.model, requests.wishes(request))
+        answer = await self._path.run(task, request.model, requests.wishes(request, context.time_remaining()))
         return inference.RankTextsResponse(
             results=[
                 inference.RankedText(
@@ -116,14 +119,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     @answering
     async def Tokenize(  # noqa: N802
-        self, request: inference.TokenizeRequest, _context: Context
+        self, request: inference.TokenizeRequest, context: Context
     ) -> inference.TokenizeResponse:
         """Tokens of texts."""
         texts = self._reader.texts("texts", request.texts)
         unit = requests.offset_unit(request)
         special = request.add_special_tokens if request.HasField("add_special_tokens") else True
         model = request.model or self._catalogue.only_model("Tokenize")
-        choice = choose(self._catalogue.variants_of(model), requests.wishes(request))
+        # No variant is better or slower at this, so the deadline plays no part in the choice.
+        demand = Demand(len(texts), sum(map(len, texts)))
+        choice = choose(self._catalogue.variants_of(model), self._predictor, demand, requests.wishes(request, None))
         served = choice.served
         results = [_tokens(served.tokenizer, text, special, unit) for text in texts]
         return inference.TokenizeResponse(

@@ -21,6 +21,8 @@ CODES = grpc.StatusCode
         (StubDied("dead"), CODES.UNAVAILABLE, "MODEL_UNAVAILABLE", "RetryInfo"),
         (errors.Draining("no"), CODES.UNAVAILABLE, "DRAINING", "RetryInfo"),
         (errors.Overloaded("full"), CODES.RESOURCE_EXHAUSTED, "OVERLOADED", "RetryInfo"),
+        (errors.DeadlineUnreachable("no"), CODES.RESOURCE_EXHAUSTED, "DEADLINE_UNREACHABLE", "RetryInfo"),
+        (errors.DeadlinePassed("late"), CODES.DEADLINE_EXCEEDED, "DEADLINE_PASSED", None),
         (errors.BackendFault("no"), CODES.INTERNAL, "BACKEND_FAULT", None),
     ],
 )

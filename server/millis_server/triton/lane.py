@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from math import inf
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
+from millis_server.errors import DeadlinePassed
 from millis_server.manifest import Manifest
 from millis_server.tokenizer import Row
 from millis_server.triton.client import TritonClient, infer_path
@@ -25,11 +27,12 @@ from millis_server.triton.tensors import pack, unpack
 class _Entry:
     """Rows of one call that travel together."""
 
-    __slots__ = ("done", "enqueued", "rows", "sent")
+    __slots__ = ("done", "enqueued", "expires", "rows", "sent")
 
-    def __init__(self, rows: Sequence[Row], done: asyncio.Future[NDArray[np.float32]]) -> None:
+    def __init__(self, rows: Sequence[Row], done: asyncio.Future[NDArray[np.float32]], expires: float) -> None:
         self.rows = rows
         self.done = done
+        self.expires = expires
         self.enqueued = perf_counter()
         self.sent = 0.0
 
@@ -55,7 +58,7 @@ class Lane:
         self._waiting: deque[_Entry] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, rows: Sequence[Row]) -> tuple[list[NDArray[np.float32]], float]:
+    async def run(self, rows: Sequence[Row], expires: float = inf) -> tuple[list[NDArray[np.float32]], float]:
         """Runs rows through the model.
 
         A long list is cut into requests of rows of like length and never holds more than the lane's width of
@@ -63,16 +66,19 @@ class Lane:
 
         Args:
             rows: at least one.
+            expires: when the answer is worth nothing any more, on the clock of `perf_counter`; what has not been
+                sent by then never is.
 
         Returns:
             One output for each row, in order; for tokens [at least the row's tokens, labels]. And the longest
             time, in seconds, that a part waited in this queue.
 
         Raises:
+            DeadlinePassed: a part of it was not sent before `expires`.
             MillisError: as `TritonClient.infer`.
         """
         if len(rows) <= self._max_batch:
-            entry = self._enter(rows)
+            entry = self._enter(rows, expires)
             return list(await entry.done), entry.sent - entry.enqueued
         order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
         parts = [order[start : start + self._max_batch] for start in range(0, len(order), self._max_batch)]
@@ -80,7 +86,7 @@ class Lane:
 
         async def run_part(part: list[int]) -> tuple[NDArray[np.float32], float]:
             async with places:
-                entry = self._enter([rows[index] for index in part])
+                entry = self._enter([rows[index] for index in part], expires)
                 return await entry.done, entry.sent - entry.enqueued
 
         outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
@@ -103,20 +109,24 @@ class Lane:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _enter(self, rows: Sequence[Row]) -> _Entry:
-        entry = _Entry(rows, asyncio.get_running_loop().create_future())
+    def _enter(self, rows: Sequence[Row], expires: float) -> _Entry:
+        entry = _Entry(rows, asyncio.get_running_loop().create_future(), expires)
         self._waiting.append(entry)
         if self._free:
             self._send()
         return entry
 
     def _send(self) -> None:
-        """Starts one Triton request with what waits, callers who left aside."""
+        """Starts one Triton request with what waits, but for callers who left or whose time is over."""
         batch: list[_Entry] = []
         count = 0
+        now = perf_counter()
         while self._waiting:
             entry = self._waiting[0]
-            if not entry.done.cancelled():
+            if entry.expires <= now and not entry.done.done():
+                # gRPC cancels the handler too, but may come to it later than the lane does.
+                entry.done.set_exception(DeadlinePassed("the deadline passed before the model was free"))
+            if not entry.done.done():
                 if batch and count + len(entry.rows) > self._max_batch:
                     break
                 batch.append(entry)

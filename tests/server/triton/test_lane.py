@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+from time import perf_counter
 
 import numpy as np
 import pytest
 
-from millis_server.errors import BackendFault
+from millis_server.errors import BackendFault, DeadlinePassed
 from millis_server.tokenizer import Row
 from millis_server.triton.connection import HttpResponse
 from millis_server.triton.lane import Lane
@@ -76,6 +77,24 @@ async def test_a_caller_who_leaves_while_waiting_is_not_computed():
     await asyncio.sleep(0)
     triton.release.set()
     assert await asyncio.gather(*running, staying) == [sums(1), sums(2), sums(4)]
+    await road.drain()
+    assert triton.sizes == [1, 1, 1]
+
+
+async def test_what_expires_while_waiting_is_not_computed():
+    triton = HeldTriton()
+    road = lane(triton)
+    running = [asyncio.create_task(ask(road, number)) for number in (1, 2)]
+    await asyncio.sleep(0)
+    expires = perf_counter()
+    late = [asyncio.create_task(road.run([Row([3])] * rows, expires)) for rows in (1, 9)]
+    staying = asyncio.create_task(ask(road, 4))
+    await asyncio.sleep(0)
+    triton.release.set()
+    assert await asyncio.gather(*running, staying) == [sums(1), sums(2), sums(4)]
+    for call in late:
+        with pytest.raises(DeadlinePassed, match="the deadline passed before the model was free"):
+            await call
     await road.drain()
     assert triton.sizes == [1, 1, 1]
 

@@ -1,0 +1,330 @@
+"""Predicts when a version would answer a request, and learns from what it sees.
+
+A prediction has three parts:
+
+- the engine's own time, from the manifest's latency profile, by number and length of texts (`EngineTime`);
+- the work that is already there. The lanes of a model's variants are counted as one queue: whatever of it comes
+  later must not break what was promised before. Other models work beside it, and take an equal share of the cores
+  for as long as they have work (processor sharing, Kleinrock 1967);
+- the path around the engine.
+
+The parts are weighted by what was seen: the version's own time by a factor of its own, the wait by one of the model's,
+both learned from every answer by normalised least mean squares (Widrow and Hoff 1960), which blames each part for as
+much of an error as it was of the prediction. To that comes a margin that grows with every promise that was broken and
+shrinks a little with every one that was kept, so that 99 of 100 are kept in the long run whatever the load does (the
+idea of adaptive conformal inference, Gibbs and Candès 2021).
+
+Everything here runs on the event loop and costs microseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import ceil, inf
+from time import perf_counter
+from typing import NamedTuple
+
+from millis_server.errors import DeadlinePassed
+from millis_server.manifest import LatencyProfile, Manifest
+
+PATH_SECONDS = 0.002
+"""Time of one request outside the engine, on an idle machine: gateway, wire and Triton (`make bench` measures it)."""
+
+GAIN = 1 / 16
+"""Share of an error that one answer mends: a few dozen answers, a fraction of a second under load."""
+
+KEPT = 0.99
+"""Share of promises to be kept."""
+
+MARGIN_STEP = 0.2
+"""Part of a prediction that a broken promise adds to the margin; a kept one takes away (1 - KEPT) of it."""
+
+LARGEST_FACTOR = 8.0
+"""Factors stay within this, up or down, and a seen time counts as no more than this of the predicted one: a single
+stalled answer must not shut a version out."""
+
+FORGET_SECONDS = 10.0
+"""What is not renewed for so long begins to fade, with the same half-life: a version that looked slow is given another
+chance."""
+
+TYPICAL_TOKENS = 16
+
+TOKENS_PER_CHARACTER = 0.3
+"""Before any text was seen; English has 0.2 to 0.25 in a WordPiece vocabulary."""
+
+SPECIAL_TOKENS = 2
+"""Around each text, in the BERT and RoBERTa families."""
+
+
+class EngineTime:
+    """Time of the bare engine with one thread, interpolated between the points of a measured profile.
+
+    Args:
+        profile: with at least one point.
+    """
+
+    def __init__(self, profile: LatencyProfile) -> None:
+        curves: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+        for point in profile.points:
+            curves[point.batch].append((point.tokens, point.p50_ms / 1e3))
+        self._curves = [(batch, _Curve(sorted(points))) for batch, points in sorted(curves.items())]
+
+    def seconds(self, texts: int, tokens: float) -> float:
+        """Returns the time for `texts` texts of `tokens` tokens each.
+
+        Between two measured batches time grows in a line, beyond the largest in proportion. It is never more than
+        that of the texts one by one, which is how the backend would run them.
+        """
+        smaller, curve = self._curves[0]
+        one_by_one = curve.at(tokens) * texts / smaller
+        if texts <= smaller:
+            return one_by_one
+        below = one_by_one * smaller / texts
+        for batch, curve in self._curves[1:]:
+            above = curve.at(tokens)
+            if texts <= batch:
+                between = below + (above - below) * (texts - smaller) / (batch - smaller)
+                return min(between, one_by_one)
+            smaller, below = batch, above
+        return min(below * texts / smaller, one_by_one)
+
+
+class _Curve:
+    """Seconds by tokens: lines between points, level before the first, the last line drawn on after the last."""
+
+    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
+        self._tokens = [tokens for tokens, _ in points]
+        self._seconds = [seconds for _, seconds in points]
+
+    def at(self, tokens: float) -> float:
+        places, seconds = self._tokens, self._seconds
+        if tokens <= places[0]:
+            return seconds[0]
+        if len(places) == 1:
+            return seconds[0] * tokens / places[0]
+        right = min(bisect_right(places, tokens), len(places) - 1)
+        left = right - 1
+        slope = (seconds[right] - seconds[left]) / (places[right] - places[left])
+        return seconds[left] + slope * (tokens - places[left])
+
+
+class Factor:
+    """How much longer than predicted something takes; it fades to 1 when nothing renews it."""
+
+    __slots__ = ("_renewed", "_value")
+
+    def __init__(self) -> None:
+        self._value = 1.0
+        self._renewed = 0.0
+
+    def at(self, now: float) -> float:
+        """The factor as it stands at `now`, on the clock of `perf_counter`."""
+        return 1 + (self._value - 1) * _kept(now - self._renewed)
+
+    def add(self, change: float, now: float) -> None:
+        """Moves it."""
+        self._value = min(max(self.at(now) + change, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
+        self._renewed = now
+
+
+def _kept(age: float) -> float:
+    """What is left of something learned so many seconds ago; all of it at first, or rare calls would teach nothing."""
+    return float(0.5 ** max(age / FORGET_SECONDS - 1, 0.0))
+
+
+class Pace:
+    """How fast one model version is known to be.
+
+    Args:
+        model: logical model name.
+        profile: from its manifest; without points its time is not predicted.
+
+    Attributes:
+        model: as given.
+        engine: its measured time; None when nothing was measured.
+        typical: engine time of one short text, to compare versions by; infinite when nothing was measured.
+        factor: of its own time.
+    """
+
+    __slots__ = ("engine", "factor", "model", "typical")
+
+    def __init__(self, model: str, profile: LatencyProfile | None) -> None:
+        self.model = model
+        self.engine = EngineTime(profile) if profile is not None and profile.points else None
+        self.typical = self.engine.seconds(1, TYPICAL_TOKENS) if self.engine else inf
+        self.factor = Factor()
+
+
+class _Queue:
+    """What is under way for one model, and how its waiting is known to go.
+
+    Attributes:
+        calls: requests under way.
+        ahead: engine time of these that is before a new one, in seconds of one thread.
+        factor: of the wait.
+        density: tokens in a character of the model's texts.
+    """
+
+    __slots__ = ("_margin", "_renewed", "ahead", "calls", "density", "factor")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.ahead = 0.0
+        self.factor = Factor()
+        self.density = TOKENS_PER_CHARACTER
+        self._margin = 0.0
+        self._renewed = 0.0
+
+    def margin(self, now: float) -> float:
+        """Seconds that a promise is longer than the expected time."""
+        return self._margin * _kept(now - self._renewed)
+
+    def learn_promise(self, broken_by: float, expected: float, now: float) -> None:
+        """Widens the margin by part of `expected`, no further than what would have done, or narrows it a little.
+
+        Args:
+            broken_by: seconds by which the promise was broken; 0 or less when it was kept.
+            expected: seconds that were expected.
+            now: on the clock of `perf_counter`.
+        """
+        step = MARGIN_STEP * expected
+        change = min(KEPT * step, broken_by) if broken_by > 0 else (KEPT - 1) * step
+        self._margin = max(self.margin(now) + change, 0.0)
+        self._renewed = now
+
+
+class Load(NamedTuple):
+    """The size of a request before it is tokenized.
+
+    Attributes:
+        rows: estimated rows of the model's input.
+        tokens: estimated tokens of each.
+    """
+
+    rows: int
+    tokens: float
+
+
+class Forecast(NamedTuple):
+    """When one version would answer; a tuple, because one is made for each variant of each request.
+
+    Attributes:
+        pace: of the version.
+        ahead: engine time that this request will put before later ones, in seconds of one thread.
+        own: seconds that it takes by itself, by profile.
+        wait: seconds of the work before it, by profile.
+        at_rest: expected seconds to the answer on an idle machine.
+        expected: expected seconds to the answer.
+        promised: seconds that nearly every such request keeps; infinite when the version was never measured.
+    """
+
+    pace: Pace
+    ahead: float
+    own: float
+    wait: float
+    at_rest: float
+    expected: float
+    promised: float
+
+
+class Predictor:
+    """Predicts for all versions of all models: they share one machine.
+
+    Args:
+        workers: engine calls that the machine runs side by side.
+        rows_at_once: most rows of one call that a lane takes before it looks at other calls.
+    """
+
+    def __init__(self, workers: int, rows_at_once: int) -> None:
+        self._workers = workers
+        self._rows_at_once = rows_at_once
+        self._queues: dict[str, _Queue] = {}
+        """By logical model; a few dozen bytes for each name that the repository ever had."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way."""
+        return not any(queue.calls for queue in self._queues.values())
+
+    @property
+    def backlog(self) -> dict[str, float]:
+        """Engine time under way by model, in seconds of one thread."""
+        return {model: queue.ahead for model, queue in self._queues.items()}
+
+    def load(self, manifest: Manifest, inputs: int, characters: int) -> Load:
+        """Estimates the size of a request from its characters, by the tokens that the model's texts had so far."""
+        tokens = SPECIAL_TOKENS + self._queue(manifest.model).density * characters / inputs
+        if tokens <= manifest.max_tokens:
+            return Load(inputs, tokens)
+        if not manifest.per_token:
+            return Load(inputs, manifest.max_tokens)
+        windows = ceil(tokens / manifest.max_tokens)
+        return Load(inputs * windows, tokens / windows)
+
+    def learn_density(self, model: str, rows: int, tokens: int, characters: int) -> None:
+        """Takes in how many tokens a request's characters became; none of its texts may have been truncated."""
+        if characters:
+            queue = self._queue(model)
+            queue.density += GAIN * (max(tokens - SPECIAL_TOKENS * rows, 0) / characters - queue.density)
+
+    def forecast(self, pace: Pace, load: Load) -> Forecast:
+        """Predicts when a version would answer a request that came now."""
+        if pace.engine is None:
+            return Forecast(pace, 0.0, 0.0, 0.0, inf, inf, inf)
+        queue = self._queue(pace.model)
+        work = pace.engine.seconds(load.rows, load.tokens)
+        share = queue.ahead + work
+        beside = sum([min(other.ahead, share) for other in self._queues.values() if other is not queue])
+        wait = (queue.ahead + beside) / self._workers
+        # A lone row runs on one thread; several are spread over the workers.
+        own = PATH_SECONDS + work / min(load.rows, self._workers)
+        now = perf_counter()
+        at_rest = pace.factor.at(now) * own
+        expected = at_rest + queue.factor.at(now) * wait
+        ahead = work * min(1.0, self._rows_at_once / load.rows)
+        return Forecast(pace, ahead, own, wait, at_rest, expected, expected + queue.margin(now))
+
+    @contextmanager
+    def under_way(self, forecast: Forecast) -> Iterator[None]:
+        """Books a request's work for the length of a `with` block, and learns how long it took.
+
+        A caller that left or whose deadline passed is a lower bound of the time, and is learned from when it is
+        above what was expected: else only the fast answers of a slow machine would count. Its work is freed at once,
+        though Triton may still be at it: that is one Triton request for each place of a lane at most.
+        """
+        queue = self._queue(forecast.pace.model)
+        queue.calls += 1
+        queue.ahead += forecast.ahead
+        began = perf_counter()
+        try:
+            yield
+        except (asyncio.CancelledError, DeadlinePassed):
+            if (took := perf_counter() - began) > forecast.expected:
+                self._learn(forecast, queue, took)
+            raise
+        else:
+            self._learn(forecast, queue, perf_counter() - began)
+        finally:
+            queue.calls -= 1
+            # Sums of floats do not come back to 0 by themselves.
+            queue.ahead = queue.ahead - forecast.ahead if queue.calls else 0.0
+
+    def _learn(self, forecast: Forecast, queue: _Queue, took: float) -> None:
+        own, wait, expected = forecast.own, forecast.wait, forecast.expected
+        if not own:
+            return
+        now = perf_counter()
+        error = GAIN * (min(took, LARGEST_FACTOR * expected) - expected) / (own * own + wait * wait)
+        forecast.pace.factor.add(error * own, now)
+        queue.factor.add(error * wait, now)
+        queue.learn_promise(took - forecast.promised, expected, now)
+
+    def _queue(self, model: str) -> _Queue:
+        queue = self._queues.get(model)
+        if queue is None:
+            queue = self._queues[model] = _Queue()
+        return queue
