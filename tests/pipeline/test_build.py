@@ -33,11 +33,17 @@ max_quality_loss: 0.5
 license: MIT
 default: true
 """
+STUDENT = """\
+variants:
+  - name: fp32
+  - {name: student, distill: {layers: 1, epochs: 12, learning_rate: 0.01}}
+  - {name: untaught, distill: {layers: 1, epochs: 1, learning_rate: 1.0e-9}, prune: {ffn: 0.5, heads: 0.4, epochs: 0}}
+"""
 
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory) -> Path:
-    return tiny.backbone(tmp_path_factory.mktemp("backbone"))
+    return tiny.backbone(tmp_path_factory.mktemp("backbone"), layers=4)
 
 
 def recipe(folder: Path, backbone: Path, task: str, train: str, epochs: int = 8) -> Path:
@@ -78,8 +84,9 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_a_recipe_is_trained_measured_and_published_whole(tmp_path, backbone, task, data, metric, labels):
     repository = tmp_path / "repository"
     path = recipe(tmp_path, backbone, task, data(tmp_path))
+    path.write_text(path.read_text() + STUDENT)
     assert run(path, repository, "--keep", str(tmp_path / "kept")) == 0
-    for variant in ("fp32", "int8"):
+    for variant in ("fp32", "student"):
         folder = repository / f"intent-{variant}"
         assert sorted(tree(folder)) == ["1/manifest.json", "1/model.onnx", "1/tokenizer.json", "config.pbtxt"]
         manifest = read_manifest(folder / "1")
@@ -95,11 +102,13 @@ def test_a_recipe_is_trained_measured_and_published_whole(tmp_path, backbone, ta
         ]
         tokenizer = json.loads((folder / "1" / "tokenizer.json").read_text())
         assert (tokenizer["padding"], tokenizer["truncation"]) == (None, None)
-    report = (tmp_path / "reports" / "intent.md").read_text()
-    assert "| fp32" in report or "| **fp32**" in report
+    reports = tmp_path / "reports"
+    assert sorted(path.name for path in reports.iterdir()) == ["intent.html", "intent.md", "intent.svg"]
+    report = (reports / "intent.md").read_text()
+    assert "| fp32 | 1 |" in report
+    assert "| **student** (default) | 1 |" in report
     assert (tmp_path / "kept" / "intent" / "config.json").is_file()
-    assert run(path, repository) == 0
-    assert sorted(folder.name for folder in (repository / "intent-int8").iterdir()) == ["1", "2", "config.pbtxt"]
+    assert len(list((tmp_path / "kept" / "intent-students").glob("*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize(
