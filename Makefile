@@ -11,7 +11,7 @@ MODELS ?= embed intent sentiment ner
 PIP := $(BIN)/python -m pip --disable-pip-version-check --timeout 120
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve models test test-slow check format protos drift bench demo clean
+.PHONY: help setup serve models test test-slow check format protos drift bench bench-eager demo clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -61,8 +61,11 @@ drift: $(READY) ## fail when the committed stubs differ from the protos
 bench: models ## measure engine, Triton, gateway and SDK side by side and print a table
 	$(BIN)/python -m benchmarks.overhead --repository $(REPOSITORY)
 
+bench-eager: $(READY) ## measure published variants against PyTorch behind a plain server (CHECKPOINT=, MODEL=, TEXTS=)
+	$(BIN)/python -m benchmarks.eager --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) --model $(MODEL) --texts $(TEXTS)
+
 demo: $(READY) ## ask a running gateway a few questions
 	$(BIN)/python examples/quickstart.py
 
 clean: ## remove the environment, built models and caches
-	rm -rf $(VENV) build .millis .pytest_cache .mypy_cache .ruff_cache $(REPOSITORY)/*-fp32 $(REPOSITORY)/*-int8
+	rm -rf $(VENV) build .millis .pytest_cache .mypy_cache .ruff_cache $(REPOSITORY)/*-*/ $(REPOSITORY)/.retired

@@ -164,10 +164,12 @@ def assess(
     reference = judge(teacher, evaluation, outputs, outputs)
     judgements = []
     for candidate in candidates:
-        if candidate.recipe.quantize is None:
-            _check_export(candidate, evaluation)
         ours = run_all(onnx_runner(candidate.weights), evaluation.rows, teacher.inputs, candidate.name)
         judgements.append(judge(teacher, evaluation, ours, outputs))
+        if candidate.reference:
+            _check_difference(candidate, judgements[-1].max_difference)
+        elif candidate.recipe.quantize is None:
+            _check_student(candidate, evaluation)
     latency = measure({one.name: one.weights for one in candidates}, teacher.inputs, teacher.max_tokens)
     assessed = [
         Assessed(candidate, judgement, latency[candidate.name], resident_bytes(candidate.weights))
@@ -176,12 +178,16 @@ def assess(
     return assessed, reference
 
 
-def _check_export(candidate: Candidate, evaluation: EvaluationSet) -> None:
+def _check_student(candidate: Candidate, evaluation: EvaluationSet) -> None:
+    """Compares a student's graph with its own module: the teacher answers otherwise."""
     names = candidate.checkpoint.inputs
-    exact, graph = torch_runner(candidate.checkpoint), onnx_runner(candidate.weights)
     some = evaluation.rows.first(CHECKED_TEXTS)
-    pairs = zip(run_all(exact, some, names, "check"), run_all(graph, some, names, "check"), strict=True)
-    difference = max(float(abs(theirs - ours).max()) for theirs, ours in pairs)
+    theirs = run_all(torch_runner(candidate.checkpoint), some, names, f"{candidate.name} check")
+    ours = run_all(onnx_runner(candidate.weights), some, names, f"{candidate.name} check")
+    _check_difference(candidate, max(float(abs(a - b).max()) for a, b in zip(theirs, ours, strict=True)))
+
+
+def _check_difference(candidate: Candidate, difference: float) -> None:
     if not difference <= FP32_TOLERANCE:
         raise VerificationError(
             f"{candidate.name}: the exported graph differs from PyTorch by {difference:.3g}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ patience: {epochs}
 batch_size: 8
 learning_rate: 0.01
 freeze_embeddings: false
-max_quality_loss: 0.5
+max_quality_loss: 0.2
 license: MIT
 default: true
 """
@@ -37,7 +38,7 @@ STUDENT = """\
 variants:
   - name: fp32
   - {name: student, distill: {layers: 1, epochs: 12, learning_rate: 0.01}}
-  - {name: untaught, distill: {layers: 1, epochs: 1, learning_rate: 1.0e-9}, prune: {ffn: 0.5, heads: 0.4, epochs: 0}}
+  - {name: ruined, distill: {layers: 1, epochs: 2, learning_rate: 0.9}}
 """
 
 
@@ -81,7 +82,7 @@ def tree(folder: Path) -> dict[str, bytes]:
         ("token-classification", token_data, "entity_f1", ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")),
     ],
 )
-def test_a_recipe_is_trained_measured_and_published_whole(tmp_path, backbone, task, data, metric, labels):
+def test_a_family_is_trained_measured_and_published_whole(tmp_path, backbone, capsys, task, data, metric, labels):
     repository = tmp_path / "repository"
     path = recipe(tmp_path, backbone, task, data(tmp_path))
     path.write_text(path.read_text() + STUDENT)
@@ -107,6 +108,10 @@ def test_a_recipe_is_trained_measured_and_published_whole(tmp_path, backbone, ta
     report = (reports / "intent.md").read_text()
     assert "| fp32 | 1 |" in report
     assert "| **student** (default) | 1 |" in report
+    assert "| ruined | refused |" in report
+    (why,) = (line for line in capsys.readouterr().out.splitlines() if "did not publish" in line)
+    assert re.fullmatch(r"intent: did not publish ruined: it loses \S+, more than max_quality_loss 0.2; .*", why)
+    assert sorted(folder.name for folder in repository.iterdir()) == ["intent-fp32", "intent-student"]
     assert (tmp_path / "kept" / "intent" / "config.json").is_file()
     assert len(list((tmp_path / "kept" / "intent-students").glob("*.safetensors"))) == 2
 

@@ -109,8 +109,10 @@ def test_exponents_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
         ),
         (
             FAMILY + "  - {name: again}\n",
-            "variants: 2 are without steps (fp32, again); exactly 1 must be, the reference that is always "
-            + "published, for example {name: fp32}",
+            (
+                "variants: 2 are without steps (fp32, again); exactly 1 must be, the reference that is always "
+                "published, for example {name: fp32}"
+            ),
         ),
         (
             FAMILY.replace("train: train.csv\n", "") + "  - {name: x, quantize: static}\n",

@@ -231,8 +231,10 @@ def unsupported(folder: Path) -> Path:
         (
             unsupported,
             HALF,
-            "distill and prune: architecture 'modernbert' is not supported; supported are "
-            + ", ".join(("bert", "roberta", "xlm-roberta", "distilbert")),
+            (
+                "distill and prune: architecture 'modernbert' is not supported; supported are bert, roberta, "
+                "xlm-roberta, distilbert"
+            ),
         ),
     ],
 )
