@@ -11,7 +11,7 @@ MODELS ?= embed intent sentiment ner
 PIP := $(BIN)/python -m pip --disable-pip-version-check --timeout 120
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve models test test-slow check format protos drift bench bench-routing demo clean
+.PHONY: help setup serve models test test-slow check format protos drift bench bench-routing bench-eager demo clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -66,8 +66,11 @@ bench-routing: models ## measure routing by deadline under load, against the sam
 	@ls -d $(REPOSITORY)/intent-*/ | grep -qvE -- '-(fp32|int8)/$$' || $(BIN)/python -m benchmarks.family --repository $(REPOSITORY)
 	$(BIN)/python -m benchmarks.routing --repository $(REPOSITORY)
 
+bench-eager: $(READY) ## measure published variants against PyTorch behind a plain server (CHECKPOINT=, MODEL=, TEXTS=)
+	$(BIN)/python -m benchmarks.eager --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) --model $(MODEL) --texts $(TEXTS)
+
 demo: $(READY) ## ask a running gateway a few questions
 	$(BIN)/python examples/quickstart.py
 
 clean: ## remove the environment, built models and caches
-	rm -rf $(VENV) build .millis .pytest_cache .mypy_cache .ruff_cache $(REPOSITORY)/*-fp32 $(REPOSITORY)/*-int8
+	rm -rf $(VENV) build .millis .pytest_cache .mypy_cache .ruff_cache $(REPOSITORY)/*-*/ $(REPOSITORY)/.retired

@@ -75,9 +75,10 @@ def bert_config(labels: tuple[str, ...], seed: int = 0, **changes: object) -> Be
     return BertConfig(**(values | changes))
 
 
-def backbone(folder: Path) -> Path:
+def backbone(folder: Path, layers: int = 2) -> Path:
     """Writes a headless BERT to fine-tune: weights small enough to learn from, and no dropout in so narrow a model."""
-    changes = {"initializer_range": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    changes: dict[str, object] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    changes |= {"initializer_range": 0.1, "num_hidden_layers": layers}
     BertModel(bert_config(("a", "b"), **changes)).save_pretrained(folder)
     wordpiece_tokenizer().save_pretrained(folder)
     return folder

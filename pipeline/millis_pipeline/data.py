@@ -80,6 +80,26 @@ def read_text_examples(
     return examples
 
 
+def read_texts(path: Path, text_column: str) -> list[str]:
+    """Reads texts without labels: from a .csv or .jsonl file, or a text from each line of a .txt file.
+
+    Raises:
+        DataError: the file cannot be read, or a text is wrong.
+    """
+    if path.suffix != ".txt":
+        if path.suffix not in (".csv", ".jsonl"):
+            raise DataError(f"{path}: its name must end in .txt, .csv or .jsonl")
+        return read_text_examples(path, text_column, None).texts
+    texts = []
+    for line, text in _lines(path):
+        if text.strip():
+            _check_characters(f"{path}:{line}: the text", text)
+            texts.append(text.strip())
+    if not texts:
+        raise DataError(f"{path}: it holds no examples")
+    return texts
+
+
 def read_token_examples(path: Path) -> TokenExamples:
     """Reads words and tags from a CoNLL file: first column the word, last one the tag, blank lines between texts.
 

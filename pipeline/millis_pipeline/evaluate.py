@@ -61,16 +61,6 @@ class Scores:
         lines += ["", f"{self.metric} {self.value:.4f} (95 % interval {self.low:.4f} to {self.high:.4f})"]
         return "\n".join(lines)
 
-    def as_markdown(self) -> str:
-        """The same table as Markdown."""
-        lines = ["| label | precision | recall | F1 | support |", "|---|---|---|---|---|"]
-        lines += [
-            f"| {row.name} | {row.precision:.4f} | {row.recall:.4f} | {row.f1:.4f} | {row.support} |"
-            for row in (*self.per_label, *self.averages)
-        ]
-        lines += ["", f"{self.metric}: {self.value:.4f} (95 % interval {self.low:.4f} to {self.high:.4f})"]
-        return "\n".join(lines)
-
 
 def classification_scores(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str], *, multi_label: bool

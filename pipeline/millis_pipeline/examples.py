@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ class Example:
 
     Attributes:
         ids: token ids, special tokens included.
-        target: class number, a 0/1 row (multi-label), or a label number for each token.
+        target: class number, a 0/1 row (multi-label), or a label number for each token; None where none is known.
         gold: labels, or tags of the words.
         words: for each token the index of its word, None elsewhere.
     """
@@ -32,6 +32,9 @@ class Example:
     target: Any
     gold: list[str]
     words: list[int | None]
+
+
+AnExample = TypeVar("AnExample", bound=Example)
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def word_at(starts: NDArray[np.int64], end: int) -> int:
     return int(np.searchsorted(starts, end - 1, side="right")) - 1
 
 
-def batches(examples: Sequence[Example], size: int, shuffle: random.Random) -> Iterator[list[Example]]:
+def batches(examples: Sequence[AnExample], size: int, shuffle: random.Random) -> Iterator[list[AnExample]]:
     """Batches of like length in random order: texts are shuffled, sorted by length within big pieces, cut."""
     order = list(examples)
     shuffle.shuffle(order)

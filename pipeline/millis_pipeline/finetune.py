@@ -88,7 +88,7 @@ def _read(
 ) -> tuple[TextExamples | TokenExamples, TextExamples | TokenExamples, tuple[str, ...]]:
     """Training and dev data, and the labels; a test set is checked for unknown labels before time is spent."""
     assert recipe.train is not None, "build() trains only recipes with data. This is a bug."
-    train = _read_file(recipe, recipe.train)
+    train = read_examples(recipe, recipe.train)
     labels = label_names(_gold(train), recipe.train)
     if isinstance(train, TokenExamples):
         # Both prefixes of every label: a B- that training data happens to lack may still be predicted.
@@ -96,14 +96,15 @@ def _read(
         labels = ("O", *(f"{prefix}-{name}" for name in names for prefix in "BI"))
     for path in (recipe.dev, recipe.test):
         if path is not None:
-            check_known(_read_file(recipe, path), labels, path)
+            check_known(read_examples(recipe, path), labels, path)
     if recipe.dev is not None:
-        return train, _read_file(recipe, recipe.dev), labels
+        return train, read_examples(recipe, recipe.dev), labels
     train, dev = _split(train, recipe)
     return train, dev, labels
 
 
-def _read_file(recipe: Recipe, path: Path) -> TextExamples | TokenExamples:
+def read_examples(recipe: Recipe, path: Path) -> TextExamples | TokenExamples:
+    """Reads a labelled file of a recipe."""
     if recipe.task == "token-classification":
         return read_token_examples(path)
     return read_text_examples(path, recipe.text_column, recipe.label_column, recipe.label_separator)
@@ -187,7 +188,7 @@ def _fit(
 ) -> dict[str, torch.Tensor]:
     """Trains and returns the weights of the best epoch."""
     steps = -(-len(train) // recipe.batch_size)
-    optimizer = torch.optim.AdamW(_parameter_groups(model), lr=recipe.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=recipe.learning_rate, fused=True)
     total = steps * recipe.epochs
     schedule = get_linear_schedule_with_warmup(optimizer, int(WARMUP * total), total)
     best: dict[str, torch.Tensor] = copy.deepcopy(model.state_dict())
@@ -260,15 +261,20 @@ def _predicted(example: Example, output: torch.Tensor, task: Task) -> list[str]:
 
 
 def _loss(model: nn.Module, batch: Sequence[Example], task: Task, smoothing: float) -> torch.Tensor:
-    logits = _logits(model, batch, task)
-    if task.tokens:
+    return target_loss(_logits(model, batch, task), [example.target for example in batch], task.multi_label, smoothing)
+
+
+def target_loss(
+    logits: torch.Tensor, targets: Sequence[Any], multi_label: bool, smoothing: float = 0.0
+) -> torch.Tensor:
+    """Cross-entropy of logits [texts, labels], or [texts, tokens, labels] with a target for each token."""
+    if logits.ndim == 3:
         width = logits.shape[1]
-        targets = torch.tensor([[*e.target, *[IGNORED] * (width - len(e.target))] for e in batch])
-        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-    targets = torch.tensor([example.target for example in batch])
-    if task.multi_label:
-        return nn.functional.binary_cross_entropy_with_logits(logits, targets.float())
-    return nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+        rows = torch.tensor([[*target, *[IGNORED] * (width - len(target))] for target in targets])
+        return nn.functional.cross_entropy(logits.flatten(0, 1), rows.flatten(), ignore_index=IGNORED)
+    if multi_label:
+        return nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(targets).float())
+    return nn.functional.cross_entropy(logits, torch.tensor(targets), label_smoothing=smoothing)
 
 
 def _logits(model: nn.Module, batch: Sequence[Example], task: Task) -> torch.Tensor:
@@ -278,7 +284,7 @@ def _logits(model: nn.Module, batch: Sequence[Example], task: Task) -> torch.Ten
     return logits
 
 
-def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Biases and normalisation weights do not decay (Devlin et al. 2019)."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [

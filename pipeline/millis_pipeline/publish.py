@@ -16,10 +16,13 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
-from millis_server.manifest import MANIFEST_FILE, Manifest
+from millis_server.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest
 
 CONFIG_FILE = "config.pbtxt"
 STAGING_PREFIX = ".staging-"
+RETIRED = ".retired"
+"""Folder, inside the repository, of variants that a newer build of their model does not have."""
+
 MAX_BATCH = 64
 WORKERS = 2
 """Engine calls that one model version runs side by side; two is right for two cores."""
@@ -54,15 +57,19 @@ def write_version(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
 
 
-def publish(repository: Path, staged: Sequence[tuple[Path, Manifest]]) -> dict[str, str]:
-    """Moves staged versions into the repository.
+def publish(repository: Path, staged: Sequence[tuple[Path, Manifest]]) -> tuple[dict[str, str], list[str]]:
+    """Moves staged versions into the repository, and variants of the same model that are not among them out of it.
+
+    A variant that a build no longer makes, or that the gate refuses now, answers with what an older build learned,
+    perhaps with other labels than its siblings: it must not go on answering beside them. Its folder is moved whole to
+    `.retired/`, where gateway and Triton do not look; moved back, it is served again.
 
     Args:
         repository: of Triton.
         staged: for each variant the folder of its version, inside `staging`, with its manifest.
 
     Returns:
-        For each variant folder the version it was given.
+        For each variant folder the version it was given, and the folders that were moved out.
 
     Raises:
         PublishError: the repository cannot be written; what was moved is moved back.
@@ -70,21 +77,23 @@ def publish(repository: Path, staged: Sequence[tuple[Path, Manifest]]) -> dict[s
     for folder, _ in staged:
         _sync_tree(folder)
     moves = [_prepare(repository, folder, manifest) for folder, manifest in staged]
-    done: list[Path] = []
+    old = _retirements(repository, {manifest.model for _, manifest in staged}, {m.triton_model for _, m in staged})
+    done: list[tuple[Path, Path]] = []
     try:
-        for source, target in moves:
+        for source, target in (*moves, *old):
             source.rename(target)
-            done.append(target)
+            done.append((source, target))
     except OSError as error:
-        for target in done:
-            shutil.rmtree(target, ignore_errors=True)
+        for source, target in reversed(done):
+            target.rename(source)
         raise PublishError(f"model repository {repository}: {error.strerror}") from error
-    for target in {target.parent for target in done}:
-        _sync_folder(target)
-    return {
+    for parent in {target.parent for _, target in done} | {repository}:
+        _sync_folder(parent)
+    versions = {
         manifest.triton_model: target.name if target.name.isdecimal() else "1"
         for (_, target), (_, manifest) in zip(moves, staged, strict=True)
     }
+    return versions, [source.name for source, _ in old]
 
 
 def _prepare(repository: Path, folder: Path, manifest: Manifest) -> tuple[Path, Path]:
@@ -98,6 +107,30 @@ def _prepare(repository: Path, folder: Path, manifest: Manifest) -> tuple[Path, 
         return whole, variant
     versions = [int(path.name) for path in variant.iterdir() if path.name.isdecimal()]
     return folder, variant / str(max(versions, default=0) + 1)
+
+
+def _retirements(repository: Path, models: set[str], kept: set[str]) -> list[tuple[Path, Path]]:
+    """The renames that take variants of these models out of the repository, all but those kept."""
+    moves = []
+    for folder in sorted(repository.iterdir()):
+        if folder.name.startswith(".") or folder.name in kept or _model_of(folder) not in models:
+            continue
+        target = repository / RETIRED / folder.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        moves.append((folder, target))
+    return moves
+
+
+def _model_of(folder: Path) -> str:
+    """Logical model of a variant folder by its newest readable manifest; empty when there is none."""
+    versions = [path for path in folder.glob("*") if path.name.isdecimal()]
+    for version in sorted(versions, key=lambda path: -int(path.name)):
+        try:
+            return read_manifest(version).model
+        except ManifestError:
+            continue
+    return ""
 
 
 def triton_config(manifest: Manifest) -> str:

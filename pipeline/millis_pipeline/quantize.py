@@ -1,19 +1,41 @@
-"""Quantizes an exported graph to int8, with ONNX Runtime's dynamic quantizer.
+"""Quantizes an exported graph to int8, with ONNX Runtime's quantizers.
 
-Weights are quantized per output channel, activations at run time. Processors with AVX2 or AVX-512 but without
-VNNI add two products in 16 bits, which saturates with 8-bit weights; there weights get 7 bits
-(`reduce_range`, as ONNX Runtime's documentation of quantization advises).
+Weights are quantized per output channel; activations at run time (dynamic), or once by calibration (static, as
+pairs of QuantizeLinear and DequantizeLinear). Processors with AVX2 or AVX-512 but without VNNI add two products in
+16 bits, which saturates with 8-bit weights; there weights get 7 bits (`reduce_range`, as ONNX Runtime's
+documentation of quantization advises).
 """
 
 from __future__ import annotations
 
+import ast
 import logging
 import platform
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from onnxruntime.quantization import QuantType, quantize_dynamic
+import numpy as np
+import onnx
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from tqdm import tqdm
+
+from millis_pipeline.run import Feeds, onnx_runner
+from millis_pipeline.variants import Quantize
 
 VNNI_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where PyTorch's exporter writes down which module a node is from."""
+
+BLOCK = re.compile(r"(?:^|\.)layer\.(\d+)(\.attention)?")
 
 
 def needs_reduced_range(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
@@ -26,22 +48,129 @@ def needs_reduced_range(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
     return True
 
 
-def quantize_int8(source: Path, target: Path, *, reduce_range: bool) -> None:
+def quantize_int8(
+    source: Path,
+    target: Path,
+    *,
+    reduce_range: bool,
+    spec: Quantize,
+    texts: Sequence[Feeds] = (),
+) -> tuple[str, ...]:
     """Writes the int8 version of a graph.
 
     Args:
         source: fp32 graph.
         target: file to write.
         reduce_range: whether weights get 7 bits.
+        spec: dynamic or static, and how many blocks stay in fp32.
+        texts: inputs for calibration, and to find the blocks that quantization harms most; one feed each.
+
+    Returns:
+        Names of the blocks that stayed in fp32, the most sensitive one first.
     """
-    logging.disable(logging.WARNING)  # the quantizer advises a pre-processing that changes nothing here
-    try:
-        quantize_dynamic(
+    kept: list[str] = []
+    excluded: list[str] = []
+    if spec.keep_fp32:
+        found = blocks(source)
+        harm = sensitivity(source, spec, texts, reduce_range=reduce_range)
+        kept = sorted(harm, key=lambda name: -harm[name])[: spec.keep_fp32]
+        excluded = [node for name in kept for node in found[name]]
+    _quantize(source, target, spec, texts, reduce_range, excluded=excluded)
+    return tuple(kept)
+
+
+def blocks(source: Path) -> dict[str, list[str]]:
+    """Names of the matrix products with weights, by the part of the model that they belong to.
+
+    Parts are `layer 1 attention`, `layer 1 feed-forward` and so on, and `head` for the rest.
+    """
+    graph = onnx.load(source, load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    found: dict[str, list[str]] = {}
+    for node in graph.node:
+        if node.op_type in ("MatMul", "Gemm") and weights & set(node.input):
+            found.setdefault(_block(node), []).append(node.name)
+    return found
+
+
+def _block(node: onnx.NodeProto) -> str:
+    for entry in node.metadata_props:
+        if entry.key == SCOPES:
+            for scope in reversed(ast.literal_eval(entry.value)):
+                if match := BLOCK.search(scope):
+                    return f"layer {int(match[1]) + 1} {'attention' if '.attention' in scope else 'feed-forward'}"
+    return "head"
+
+
+def sensitivity(source: Path, spec: Quantize, texts: Sequence[Feeds], *, reduce_range: bool) -> dict[str, float]:
+    """How far outputs move when one block alone is quantized: the mean absolute difference, for each block."""
+    exact = onnx_runner(source)
+    expected = [exact(feeds) for feeds in texts]
+    harm = {}
+    with tempfile.TemporaryDirectory(prefix="millis-") as scratch:
+        target = Path(scratch) / "block.onnx"
+        for name, nodes in tqdm(blocks(source).items(), desc="sensitivity", unit="block", leave=False, disable=None):
+            _quantize(source, target, spec, texts, reduce_range, only=nodes)
+            ours = onnx_runner(target)
+            moved = [float(np.abs(ours(feeds) - want).mean()) for feeds, want in zip(texts, expected, strict=True)]
+            harm[name] = float(np.mean(moved))
+    return harm
+
+
+class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
+    """Feeds of the calibration texts, one by one."""
+
+    def __init__(self, texts: Sequence[Feeds]) -> None:
+        self._left = iter(texts)
+
+    def get_next(self) -> Feeds | None:
+        return next(self._left, None)
+
+
+def _quantize(
+    source: Path,
+    target: Path,
+    spec: Quantize,
+    texts: Sequence[Feeds],
+    reduce_range: bool,
+    *,
+    only: list[str] | None = None,
+    excluded: list[str] | None = None,
+) -> None:
+    with _quiet():
+        if spec.method == "dynamic":
+            quantize_dynamic(
+                source,
+                target,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                reduce_range=reduce_range,
+                nodes_to_quantize=only,
+                nodes_to_exclude=excluded,
+            )
+            return
+        quantize_static(
             source,
             target,
+            _Calibration(texts),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
             reduce_range=reduce_range,
+            nodes_to_quantize=only,
+            nodes_to_exclude=excluded,
+            # Products of two activations (attention scores) stay in fp32, as in the dynamic graph, and so do outputs:
+            # the runtime then fuses each product to one MatMulIntegerToFloat.
+            extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.WARNING)  # the quantizers advise a pre-processing that changes nothing here
+    try:
+        yield
     finally:
         logging.disable(logging.NOTSET)

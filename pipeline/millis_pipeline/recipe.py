@@ -9,6 +9,7 @@ from typing import Annotated, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from millis_pipeline.variants import DEFAULT_VARIANTS, VariantRecipe, check_family
 from millis_server.manifest import Name, TaskName
 
 
@@ -32,6 +33,13 @@ class Recipe(BaseModel):
     """Data for early stopping; without it `dev_fraction` of the training data is set aside."""
     test: Path | None = None
     """Data that quality is measured on."""
+    teacher: str | None = Field(default=None, min_length=1)
+    """A checkpoint that is fine-tuned already: it is taken as it is, and `train` teaches only its students."""
+    unlabelled: Path | None = None
+    """Further texts that students learn from, labelled by the teacher: .csv or .jsonl with the text column, or .txt
+    with a text on each line."""
+    noisy_copies: int = Field(default=0, ge=0, le=20)
+    """Changed copies of each text that students learn from as well, labelled by the teacher."""
     dataset: str = ""
     """Name of the data set, for report and manifest; the default is the recipe's name."""
     description: str = ""
@@ -55,7 +63,10 @@ class Recipe(BaseModel):
     """Whether word embeddings stay as they are: half of a small model's weights, little of its quality."""
     seed: int = Field(default=42, ge=0, lt=2**32)
     max_quality_loss: float = Field(default=0.01, ge=0, le=1)
-    """Loss against PyTorch at which int8 may still be the default variant."""
+    """Most that a variant may lose on the test data against the PyTorch model, absolute; one that loses more is not
+    published."""
+    variants: tuple[VariantRecipe, ...] = Field(default=DEFAULT_VARIANTS, min_length=1)
+    """What to make of the fine-tuned model; without it fp32 and dynamic int8."""
     default: bool = False
     """Whether requests of this task that name no model are answered by this one."""
     path: Path = Field(default=Path(), exclude=True)
@@ -69,9 +80,20 @@ class Recipe(BaseModel):
             raise ValueError("dev: it is given, and train is not")
         if self.label_separator is not None and self.task != "text-classification":
             raise ValueError(f"label_separator: a model for {self.task} has no texts with several labels")
+        if self.unlabelled is not None and not any(variant.needs_texts for variant in self.variants):
+            raise ValueError("unlabelled: no variant is distilled, pruned or calibrated, so nothing would read it")
+        check_family(self.variants)
+        for variant in self.variants:
+            self._check_texts(variant)
         if self.label_smoothing and (self.task != "text-classification" or self.label_separator is not None):
             raise ValueError("label_smoothing: only text classification with one label for each text knows it")
         return self
+
+    def _check_texts(self, variant: VariantRecipe) -> None:
+        if variant.needs_texts and self.task == "cross-encoder":
+            raise ValueError(f"variants: {variant.name}: a cross-encoder knows quantize: dynamic and no other step")
+        if variant.needs_texts and self.train is None and self.unlabelled is None:
+            raise ValueError(f"variants: {variant.name}: it is made with texts; give train or unlabelled")
 
 
 def load_recipe(path: Path, data_dir: Path | None = None) -> Recipe:
@@ -97,12 +119,13 @@ def load_recipe(path: Path, data_dir: Path | None = None) -> Recipe:
         if not isinstance(key, str) or key in ("path", "digest"):
             raise RecipeError(f"recipe {path}: {key}: no such key")
     base = data_dir or path.parent
-    for key in ("train", "dev", "test"):
+    for key in ("train", "dev", "test", "unlabelled"):
         if isinstance(values.get(key), str):
             values[key] = base / values[key]
-    checkpoint = values.get("checkpoint")
-    if isinstance(checkpoint, str) and checkpoint.startswith("."):
-        values["checkpoint"] = str(path.parent / checkpoint)
+    for key in ("checkpoint", "teacher"):
+        source = values.get(key)
+        if isinstance(source, str) and source.startswith("."):
+            values[key] = str(path.parent / source)
     try:
         return Recipe(**values, path=path, digest=hashlib.sha256(content).hexdigest())
     except ValidationError as error:

@@ -1,35 +1,80 @@
-"""Writes the report of a build: what every variant is worth, how fast it is, how large, and where it comes from."""
+"""Writes the report of a build, as Markdown and as one HTML file: what every variant is worth, how fast it is, how
+large, where it comes from, and why some were not published."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 
+from markdown_it import MarkdownIt
+
+from millis_pipeline.evaluate import Row, Scores
+from millis_pipeline.latency import single_text_ms
+from millis_pipeline.pareto import Mark, draw
 from millis_pipeline.verify import Judgement
 from millis_server.manifest import LatencyProfile, Manifest
 
+STYLE = """
+body { font-family: sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.5; color: #222 }
+table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1rem 0 }
+th, td { border: 1px solid #ccc; padding: 0.25rem 0.6rem; text-align: left }
+th { background: #f4f4f4 }
+svg { max-width: 100%; height: auto }
+"""
+
 
 @dataclass(frozen=True)
-class Variant:
-    """A variant as it was published."""
+class Entry:
+    """A variant as it was made and measured.
+
+    Attributes:
+        manifest: as it is, or would have been, published.
+        judgement: what it was measured to be.
+        refused: why it is not published; empty when it is.
+        version: that it was published as.
+    """
 
     manifest: Manifest
     judgement: Judgement
-    version: str
+    refused: str = ""
+    version: str = ""
+
+    def published_as(self, version: str) -> Entry:
+        """The same, with its version."""
+        return replace(self, version=version)
 
 
-def write_report(path: Path, variants: Sequence[Variant], reference: Judgement, choice: str) -> None:
-    """Writes the report of one model as Markdown.
+def write_report(
+    folder: Path, name: str, entries: Sequence[Entry], reference: Judgement, choice: str, max_loss: float
+) -> None:
+    """Writes `NAME.md`, `NAME.html` (everything in one file) and, for the Markdown, `NAME.svg`.
 
     Args:
-        path: file to write.
-        variants: what was published.
+        folder: to write into.
+        name: logical model name.
+        entries: all variants that were made.
         reference: what the PyTorch model was measured to be.
         choice: why the default variant is the default.
+        max_loss: largest loss that the gate allowed.
     """
-    manifest = variants[0].manifest
-    lines = [
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = _picture(entries)
+    before = "\n".join(_before_picture(entries, reference, choice, max_loss))
+    after = "\n".join(_after_picture(entries, reference))
+    image = f"![Quality against time and size]({name}.svg)\n\n"
+    (folder / f"{name}.md").write_text(f"{before}\n{image}{after}\n", "utf-8")
+    (folder / f"{name}.svg").write_text(picture, "utf-8")
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    body = f"{markdown.render(before)}\n{picture}\n{markdown.render(after)}"
+    page = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(name)}</title>\n'
+    (folder / f"{name}.html").write_text(f"{page}<style>{STYLE}</style>\n<body>\n{body}</body>\n</html>\n", "utf-8")
+
+
+def _before_picture(entries: Sequence[Entry], reference: Judgement, choice: str, max_loss: float) -> list[str]:
+    manifest = entries[0].manifest
+    return [
         f"# {manifest.model}",
         "",
         f"Task: {manifest.task}. Made from `{manifest.provenance.checkpoint}`"
@@ -40,43 +85,49 @@ def write_report(path: Path, variants: Sequence[Variant], reference: Judgement, 
         "",
         "## Variants",
         "",
-        *_variant_table(variants, reference),
+        *_variant_table(entries, reference),
         "",
+        *_gate(entries, max_loss),
         choice,
         "",
-        *_latency_section(variants),
+        *_steps(entries),
     ]
-    if reference.scores is not None:
-        lines += ["## PyTorch model, label by label", "", reference.scores.as_markdown(), ""]
-    for variant in variants:
-        if variant.judgement.scores is not None:
-            lines += [
-                f"## {variant.manifest.variant}, label by label",
-                "",
-                variant.judgement.scores.as_markdown(),
-                "",
-            ]
-    lines += ["## Made with", ""]
-    lines += [f"- {name} {version}" for name, version in manifest.provenance.versions.items()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def _variant_table(variants: Sequence[Variant], reference: Judgement) -> list[str]:
-    quality = variants[0].manifest.quality
+def _after_picture(entries: Sequence[Entry], reference: Judgement) -> list[str]:
+    legend = (
+        "Time is the geometric mean of the medians of one text over the lengths below. Filled points are published; "
+        "bars are 95 % intervals; the dashed line joins the published variants that no other one beats in both."
+    )
+    lines = [
+        legend,
+        "",
+        *_latency_section(entries),
+        *_labels(entries, reference),
+        "## Made with",
+        "",
+    ]
+    return lines + [f"- {name} {version}" for name, version in entries[0].manifest.provenance.versions.items()]
+
+
+def _variant_table(entries: Sequence[Entry], reference: Judgement) -> list[str]:
+    quality = entries[0].manifest.quality
     metric = quality.metric if quality else "quality"
+    columns = ("variant", "version", f"{metric} (95 % interval)", "agreement", "largest difference", "one text")
     rows = [
-        f"| variant | version | {metric} (95 % interval) | agreement | largest difference | p50, 16 tokens | size |",
-        "|---|---|---|---|---|---|---|",
+        f"| {' | '.join(columns)} | p50, 16 tokens | size | memory |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     if reference.quality is not None:
-        rows.append(f"| PyTorch | | {_interval(reference)} | | | | |")
-    for variant in variants:
-        manifest, judgement = variant.manifest, variant.judgement
+        rows.append(f"| PyTorch | | {_interval(reference)} | | | | | | |")
+    for entry in entries:
+        manifest, judgement = entry.manifest, entry.judgement
         name = f"**{manifest.variant}** (default)" if manifest.default_variant else manifest.variant
+        time = f"{single_text_ms(manifest.latency):.2f} ms" if manifest.latency else ""
+        size, memory = manifest.size_bytes / 1e6, manifest.memory_bytes / 1e6
         rows.append(
-            f"| {name} | {variant.version} | {_interval(judgement)} | {judgement.agreement:.4f} "
-            f"| {judgement.max_difference:.2g} | {_p50(manifest.latency)} | {manifest.size_bytes / 1e6:.1f} MB |"
+            f"| {name} | {entry.version or 'refused'} | {_interval(judgement)} | {judgement.agreement:.4f} "
+            f"| {judgement.max_difference:.2g} | {time} | {_p50(manifest.latency)} | {size:.1f} MB | {memory:.0f} MB |"
         )
     if quality is not None:
         rows += ["", f"Measured on {quality.examples} examples of {quality.dataset}."]
@@ -84,24 +135,76 @@ def _variant_table(variants: Sequence[Variant], reference: Judgement) -> list[st
     return rows
 
 
-def _latency_section(variants: Sequence[Variant]) -> list[str]:
-    profile = variants[0].manifest.latency
+def _gate(entries: Sequence[Entry], max_loss: float) -> list[str]:
+    if entries[0].manifest.quality is None:
+        return ["There was no data to measure quality on, so nothing was refused.", ""]
+    refused = [f"- {entry.manifest.variant}: {entry.refused}." for entry in entries if entry.refused]
+    said = f"The gate: a loss of at most {max_loss:g}, and faster than every variant that is at least as good."
+    return [said, "", *(["Not published:", "", *refused] if refused else ["All variants passed."]), ""]
+
+
+def _steps(entries: Sequence[Entry]) -> list[str]:
+    steps = [(entry.manifest.variant, "; then ".join(entry.manifest.provenance.steps)) for entry in entries]
+    return ["## How they were made", "", *(f"- {name}: {how or 'exported'}" for name, how in steps), ""]
+
+
+def _latency_section(entries: Sequence[Entry]) -> list[str]:
+    profile = entries[0].manifest.latency
     if profile is None:
         return []
-    names = [variant.manifest.variant for variant in variants]
+    names = [entry.manifest.variant for entry in entries]
+    where = f"{profile.engine}, {profile.threads} thread, {profile.machine}"
     rows = [
         "## Latency of the bare engine",
         "",
-        f"{profile.engine}, {profile.threads} thread, {profile.machine}; p50 (p99) in milliseconds.",
+        f"{where}; p50 (p99) in milliseconds; variants measured in turn, in rounds.",
         "",
         f"| batch | tokens | {' | '.join(names)} |",
         f"|---|---|{'---|' * len(names)}",
     ]
     for index, point in enumerate(profile.points):
-        measured = [v.manifest.latency.points[index] for v in variants if v.manifest.latency]
+        measured = [v.manifest.latency.points[index] for v in entries if v.manifest.latency]
         cells = [f"{same.p50_ms:.2f} ({same.p99_ms:.2f})" for same in measured]
         rows.append(f"| {point.batch} | {point.tokens} | {' | '.join(cells)} |")
     return [*rows, ""]
+
+
+def _labels(entries: Sequence[Entry], reference: Judgement) -> list[str]:
+    """The classification report of the teacher and of every variant, side by side."""
+    if reference.scores is None:
+        return []
+    columns: list[tuple[str, Scores]] = [("PyTorch", reference.scores)]
+    columns += [(e.manifest.variant, e.judgement.scores) for e in entries if e.judgement.scores is not None]
+    rows = [
+        "## Label by label",
+        "",
+        "Precision / recall / F1.",
+        "",
+        f"| label | support | {' | '.join(name for name, _ in columns)} |",
+        f"|---|---|{'---|' * len(columns)}",
+    ]
+    found = [{row.name: row for row in (*scores.per_label, *scores.averages)} for _, scores in columns]
+    for row in (*reference.scores.per_label, *reference.scores.averages):
+        cells = [_prf(scores.get(row.name)) for scores in found]
+        name = row.name.replace("|", "\\|")
+        rows.append(f"| {name} | {row.support} | {' | '.join(cells)} |")
+    return [*rows, ""]
+
+
+def _prf(row: Row | None) -> str:
+    return f"{row.precision:.3f} / {row.recall:.3f} / {row.f1:.3f}" if row else ""
+
+
+def _picture(entries: Sequence[Entry]) -> str:
+    marks = []
+    for entry in entries:
+        manifest, judgement = entry.manifest, entry.judgement
+        quality = manifest.quality
+        time = single_text_ms(manifest.latency) if manifest.latency else 0.0
+        low, high = (quality.low, quality.high) if quality else (judgement.value, judgement.value)
+        size = manifest.size_bytes / 1e6
+        marks.append(Mark(manifest.variant, time, size, judgement.value, low, high, not entry.refused))
+    return draw(marks, entries[0].manifest.quality.metric if entries[0].manifest.quality else "agreement")
 
 
 def _interval(judgement: Judgement) -> str:

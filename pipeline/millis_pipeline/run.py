@@ -47,6 +47,10 @@ class Rows:
                 feeds["token_type_ids"][row, :length] = encoding.type_ids
         return feeds
 
+    def first(self, count: int) -> Rows:
+        """The first inputs alone."""
+        return Rows(self.encodings[:count], self.pad_id)
+
 
 def tokenize(
     tokenizer: Tokenizer, inputs: Sequence[str] | Sequence[tuple[str, str]], max_tokens: int, pad_id: int

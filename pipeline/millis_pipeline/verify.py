@@ -77,6 +77,11 @@ class Judgement:
     agreement: float
     max_difference: float
 
+    @property
+    def value(self) -> float:
+        """Measured quality, or agreement with PyTorch where there was no data to measure on."""
+        return self.quality.value if self.quality else self.agreement
+
 
 def evaluation_set(
     checkpoint: Checkpoint, tokenizer: Tokenizer, examples: TextExamples | TokenExamples | None, name: str

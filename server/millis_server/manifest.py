@@ -89,6 +89,8 @@ class Provenance(_Part):
     """SHA-256 of the recipe, hexadecimal; empty when built from a checkpoint alone."""
     created_at: str
     """ISO 8601, UTC."""
+    steps: tuple[str, ...] = ()
+    """What was done to the fine-tuned model to make this variant, in order, in words; empty for the model itself."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions of the libraries that made it."""
     license: str = ""
@@ -140,6 +142,8 @@ class Manifest(_Part):
     """SHA-256 of each file in the version folder, hexadecimal."""
     size_bytes: int = Field(ge=1)
     """Size of the weights file."""
+    memory_bytes: int = Field(default=0, ge=0)
+    """Resident memory of one loaded engine, where the variant was published; 0 when not measured."""
     quality: Quality | None = None
     """None when published without evaluation data."""
     latency: LatencyProfile | None = None

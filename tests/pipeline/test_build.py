@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -29,15 +30,21 @@ patience: {epochs}
 batch_size: 8
 learning_rate: 0.01
 freeze_embeddings: false
-max_quality_loss: 0.5
+max_quality_loss: 0.2
 license: MIT
 default: true
+"""
+STUDENT = """\
+variants:
+  - name: fp32
+  - {name: student, distill: {layers: 1, epochs: 12, learning_rate: 0.01}}
+  - {name: ruined, distill: {layers: 1, epochs: 2, learning_rate: 0.9}}
 """
 
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory) -> Path:
-    return tiny.backbone(tmp_path_factory.mktemp("backbone"))
+    return tiny.backbone(tmp_path_factory.mktemp("backbone"), layers=4)
 
 
 def recipe(folder: Path, backbone: Path, task: str, train: str, epochs: int = 8) -> Path:
@@ -75,11 +82,12 @@ def tree(folder: Path) -> dict[str, bytes]:
         ("token-classification", token_data, "entity_f1", ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")),
     ],
 )
-def test_a_recipe_is_trained_measured_and_published_whole(tmp_path, backbone, task, data, metric, labels):
+def test_a_family_is_trained_measured_and_published_whole(tmp_path, backbone, capsys, task, data, metric, labels):
     repository = tmp_path / "repository"
     path = recipe(tmp_path, backbone, task, data(tmp_path))
+    path.write_text(path.read_text() + STUDENT)
     assert run(path, repository, "--keep", str(tmp_path / "kept")) == 0
-    for variant in ("fp32", "int8"):
+    for variant in ("fp32", "student"):
         folder = repository / f"intent-{variant}"
         assert sorted(tree(folder)) == ["1/manifest.json", "1/model.onnx", "1/tokenizer.json", "config.pbtxt"]
         manifest = read_manifest(folder / "1")
@@ -95,11 +103,17 @@ def test_a_recipe_is_trained_measured_and_published_whole(tmp_path, backbone, ta
         ]
         tokenizer = json.loads((folder / "1" / "tokenizer.json").read_text())
         assert (tokenizer["padding"], tokenizer["truncation"]) == (None, None)
-    report = (tmp_path / "reports" / "intent.md").read_text()
-    assert "| fp32" in report or "| **fp32**" in report
+    reports = tmp_path / "reports"
+    assert sorted(path.name for path in reports.iterdir()) == ["intent.html", "intent.md", "intent.svg"]
+    report = (reports / "intent.md").read_text()
+    assert "| fp32 | 1 |" in report
+    assert "| **student** (default) | 1 |" in report
+    assert "| ruined | refused |" in report
+    (why,) = (line for line in capsys.readouterr().out.splitlines() if "did not publish" in line)
+    assert re.fullmatch(r"intent: did not publish ruined: it loses \S+, more than max_quality_loss 0.2; .*", why)
+    assert sorted(folder.name for folder in repository.iterdir()) == ["intent-fp32", "intent-student"]
     assert (tmp_path / "kept" / "intent" / "config.json").is_file()
-    assert run(path, repository) == 0
-    assert sorted(folder.name for folder in (repository / "intent-int8").iterdir()) == ["1", "2", "config.pbtxt"]
+    assert len(list((tmp_path / "kept" / "intent-students").glob("*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize(

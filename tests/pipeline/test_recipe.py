@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 
 from millis_pipeline.recipe import Recipe, RecipeError, load_recipe
+from millis_pipeline.variants import Distill, Prune, Quantize, VariantRecipe
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS = sorted((ROOT / "pipeline/recipes").glob("*/recipe.yaml"))
 BENCHMARKS = sorted((ROOT / "benchmarks/recipes").glob("*.yaml"))
+FAMILY = (
+    "name: intent\ntask: text-classification\ncheckpoint: owner/name\ntrain: train.csv\nvariants:\n  - {name: fp32}\n"
+)
+NAME_PATTERN = "'^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$'"
 MINIMAL = "name: intent\ntask: text-classification\ncheckpoint: owner/name\ntrain: train.csv\n"
 
 
@@ -30,6 +35,22 @@ def test_paths_count_from_the_recipe_or_from_the_data_folder(tmp_path: Path) -> 
 def test_a_checkpoint_that_begins_with_a_dot_counts_from_the_recipe(tmp_path: Path) -> None:
     path = written(tmp_path, MINIMAL.replace("owner/name", "./model"))
     assert load_recipe(path, Path("/data")).checkpoint == str(tmp_path / "model")
+
+
+def test_a_family_of_variants_is_read_with_its_steps(tmp_path: Path) -> None:
+    steps = "  - {name: small, distill: {layers: 2}, prune: {ffn: 0.5}, quantize: {method: static, keep_fp32: 1}}\n"
+    read = load_recipe(written(tmp_path, FAMILY + "  - {name: int8, quantize: dynamic}\n" + steps))
+    assert read.variants == (
+        VariantRecipe(name="fp32"),
+        VariantRecipe(name="int8", quantize=Quantize(method="dynamic")),
+        VariantRecipe(
+            name="small",
+            distill=Distill(layers=2),
+            prune=Prune(ffn=0.5),
+            quantize=Quantize(method="static", keep_fp32=1),
+        ),
+    )
+    assert load_recipe(written(tmp_path, MINIMAL)).variants == read.variants[:2]
 
 
 def test_exponents_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
@@ -59,6 +80,52 @@ def test_exponents_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
         (
             MINIMAL + "label_separator: '|'\nlabel_smoothing: 0.1\n",
             "label_smoothing: only text classification with one label for each text knows it",
+        ),
+        (MINIMAL + "variants: []\n", "variants: Tuple should have at least 1 item after validation, not 0"),
+        (FAMILY + "  - {name: int8, quantise: dynamic}\n", "variants.1.quantise: Extra inputs are not permitted"),
+        (FAMILY + "  - {name: Int8}\n", "variants.1.name: String should match pattern " + NAME_PATTERN),
+        (
+            FAMILY + "  - {name: x, quantize: int4}\n",
+            "variants.1.quantize.method: Input should be 'dynamic' or 'static'",
+        ),
+        (FAMILY + "  - {name: x, distill: {epochs: 2}}\n", "variants.1.distill.layers: Field required"),
+        (
+            FAMILY + "  - {name: x, distill: {layers: 2, from_layers: [1]}}\n",
+            "variants.1.distill: from_layers: it names 1 layers, layers says 2",
+        ),
+        (
+            FAMILY + "  - {name: x, distill: {layers: 2, from_layers: [3, 1]}}\n",
+            "variants.1.distill: from_layers: layers are counted from 1, in rising order, each once",
+        ),
+        (FAMILY + "  - {name: x, prune: {}}\n", "variants.1.prune: it removes nothing; give heads, ffn or layers"),
+        (FAMILY + "  - {name: x, prune: {heads: 1.0}}\n", "variants.1.prune.heads: Input should be less than 1"),
+        (
+            FAMILY + "  - {name: x, distill: {layers: 2}, prune: {layers: 1}}\n",
+            "variants.1: prune.layers: distill.layers says already how many layers there will be",
+        ),
+        (
+            FAMILY + "  - {name: fp32, quantize: dynamic}\n",
+            "variants: the name 'fp32' appears 2 times",
+        ),
+        (
+            FAMILY + "  - {name: again}\n",
+            (
+                "variants: 2 are without steps (fp32, again); exactly 1 must be, the reference that is always "
+                "published, for example {name: fp32}"
+            ),
+        ),
+        (
+            FAMILY.replace("train: train.csv\n", "") + "  - {name: x, quantize: static}\n",
+            "variants: x: it is made with texts; give train or unlabelled",
+        ),
+        (
+            FAMILY.replace("train: train.csv\n", "unlabelled: a.txt\n").replace("text-classification", "cross-encoder")
+            + "  - {name: x, prune: {ffn: 0.5}}\n",
+            "variants: x: a cross-encoder knows quantize: dynamic and no other step",
+        ),
+        (
+            FAMILY + "unlabelled: texts.txt\n",
+            "unlabelled: no variant is distilled, pruned or calibrated, so nothing would read it",
         ),
         ("- name\n", "it must be a mapping of keys to values"),
         ("", "it must be a mapping of keys to values"),

@@ -1,0 +1,175 @@
+"""Teaches a smaller model what the fine-tuned teacher answers (Hinton et al. 2015).
+
+Besides the teacher's outputs the student learns its hidden states, layer by layer (TinyBERT, Jiao et al. 2020; the
+student's layers begin as the teacher's, DistilBERT, Sanh et al. 2019) and, where there are labels, the labels.
+The teacher is run once, see `teacher.py`. The same training recovers a pruned model.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import get_linear_schedule_with_warmup
+
+from millis_pipeline.architectures import Encoder
+from millis_pipeline.checkpoint import Checkpoint, CheckpointError
+from millis_pipeline.examples import batches, pad
+from millis_pipeline.finetune import WARMUP, parameter_groups, target_loss
+from millis_pipeline.teacher import Lesson, Teaching, captured
+from millis_pipeline.variants import Distill, Prune
+
+LABELS_WEIGHT = 0.3
+"""Of the loss on labels beside the teacher's outputs: the teacher has seen the labels, and says more."""
+
+HIDDEN_WEIGHT = 1.0
+
+
+def taken_layers(spec: Distill, depth: int) -> list[int]:
+    """Layers of the teacher that the student's begin as, counted from 0: as asked, or spread from first to last."""
+    if spec.from_layers:
+        return [layer - 1 for layer in spec.from_layers]
+    if spec.layers == 1:
+        return [0]
+    return [round(index * (depth - 1) / (spec.layers - 1)) for index in range(spec.layers)]
+
+
+def taught_layers(count: int, depth: int) -> list[int]:
+    """For each layer of a student with `count` layers the teacher's layer (from 0) whose output it learns."""
+    return [round((index + 1) * depth / count) - 1 for index in range(count)]
+
+
+def check_depth(layers: Sequence[int], depth: int, what: str) -> None:
+    """Checks that a student is no deeper than its teacher, before anything is trained.
+
+    Args:
+        layers: of the teacher that are wanted, counted from 0.
+        depth: layers of the teacher.
+        what: variant, for the message.
+
+    Raises:
+        CheckpointError: it is deeper, or takes a layer that there is not.
+    """
+    if len(layers) >= depth or max(layers) >= depth:
+        raise CheckpointError(
+            f"{what}: distill: the teacher has {depth} layers; a student needs fewer, taken from these"
+        )
+
+
+def imitate(
+    student: nn.Module,
+    teaching: Teaching,
+    mapping: Sequence[int],
+    spec: Distill | Prune,
+    checkpoint: Checkpoint,
+    *,
+    batch_size: int,
+    freeze_embeddings: bool,
+    seed: int,
+    what: str,
+) -> None:
+    """Trains a student in place on the teacher's outputs.
+
+    The student stays in evaluation mode: dropout would only blur hidden states that it is to copy.
+
+    Args:
+        student: to train.
+        teaching: what the teacher says of every text.
+        mapping: for each layer of the student the teacher's layer whose output it learns.
+        spec: epochs, learning rate and temperature.
+        checkpoint: the teacher, for its task.
+        batch_size: texts in a step.
+        freeze_embeddings: whether word embeddings stay as they are.
+        seed: of the order of texts.
+        what: variant, for progress bar and lines.
+    """
+    torch.manual_seed(seed)
+    encoder = Encoder(student)
+    student.eval().requires_grad_(True)
+    encoder.base.get_input_embeddings().weight.requires_grad_(not freeze_embeddings)
+    steps = -(-len(teaching.lessons) // batch_size)
+    optimizer = torch.optim.AdamW(parameter_groups(student), lr=spec.learning_rate, fused=True)
+    total = steps * spec.epochs
+    schedule = get_linear_schedule_with_warmup(optimizer, int(WARMUP * total), total)
+    shuffle = random.Random(seed)
+    for epoch in range(1, spec.epochs + 1):
+        losses = []
+        name = f"{what} epoch {epoch}/{spec.epochs}"
+        with tqdm(total=steps, desc=name, unit="step", leave=False, disable=None) as progress:
+            for batch in batches(teaching.lessons, batch_size, shuffle):
+                loss = _loss(student, encoder, teaching, mapping, batch, checkpoint, spec.temperature)
+                loss.backward()
+                nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad(set_to_none=True)
+                losses.append(loss.item())
+                progress.update()
+        print(f"{name}: loss {np.mean(losses):.4f}", flush=True)
+    student.requires_grad_(False)
+
+
+def _loss(
+    student: nn.Module,
+    encoder: Encoder,
+    teaching: Teaching,
+    mapping: Sequence[int],
+    batch: Sequence[Lesson],
+    checkpoint: Checkpoint,
+    temperature: float,
+) -> torch.Tensor:
+    ids, mask = pad(batch, teaching.pad_id)
+    with captured(encoder, range(len(mapping))) as states:
+        output = student(ids, mask)
+    real = mask.bool()
+    flat = output[real] if teaching.per_token else output
+    loss = output_loss(flat, teaching.outputs_of(batch), checkpoint, temperature)
+    text = torch.arange(len(batch)).repeat_interleave(real.sum(1))
+    hidden = [hidden_loss(states[layer][real], teaching.hidden_of(batch, of), text) for layer, of in enumerate(mapping)]
+    loss = loss + HIDDEN_WEIGHT * torch.stack(hidden).mean()
+    labelled = [row for row, lesson in enumerate(batch) if lesson.target is not None]
+    if labelled:
+        targets = [batch[row].target for row in labelled]
+        share = len(labelled) / len(batch)
+        loss = loss + LABELS_WEIGHT * share * target_loss(output[labelled], targets, checkpoint.multi_label)
+    return loss
+
+
+def output_loss(ours: torch.Tensor, theirs: torch.Tensor, checkpoint: Checkpoint, temperature: float) -> torch.Tensor:
+    """Distance of outputs [rows, columns]: KL divergence, cross-entropy of several labels, or angle of vectors.
+
+    Of vectors also the pairwise similarities count (Park et al. 2019, "Relational Knowledge Distillation"): a search
+    ranks by them.
+    """
+    if checkpoint.task == "embedding":
+        ours, theirs = nn.functional.normalize(ours, dim=-1), nn.functional.normalize(theirs, dim=-1)
+        angle = (1 - (ours * theirs).sum(-1)).mean()
+        return 10 * (angle + nn.functional.mse_loss(ours @ ours.T, theirs @ theirs.T))
+    if checkpoint.multi_label:
+        soft = torch.sigmoid(theirs / temperature)
+        return temperature**2 * nn.functional.binary_cross_entropy_with_logits(ours / temperature, soft)
+    return temperature**2 * nn.functional.kl_div(
+        torch.log_softmax(ours / temperature, -1),
+        torch.log_softmax(theirs / temperature, -1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def hidden_loss(ours: torch.Tensor, theirs: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Distance of hidden states FLOAT [tokens, hidden size]: of tokens, relative to their spread, and of text means.
+
+    Args:
+        ours: of the student.
+        theirs: of the teacher.
+        text: INT64 [tokens], the text of each token.
+    """
+    tokens = nn.functional.mse_loss(ours, theirs) / theirs.var().clamp(min=1e-6)
+    texts = int(text[-1]) + 1
+    mine = ours.new_zeros(texts, ours.shape[1]).index_add(0, text, ours)
+    other = theirs.new_zeros(texts, theirs.shape[1]).index_add(0, text, theirs)
+    return tokens + (1 - nn.functional.cosine_similarity(mine, other)).mean()

@@ -1,0 +1,97 @@
+"""One model to build: from a recipe, or from a checkpoint and the command line."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from millis_pipeline.checkpoint import PACKAGE_PREFIX, infer_task, resolve
+from millis_pipeline.data import DataError, TextExamples, TokenExamples, read_text_examples, read_token_examples
+from millis_pipeline.recipe import Recipe, load_recipe
+from millis_pipeline.variants import DEFAULT_VARIANTS, VariantRecipe
+from millis_server.manifest import TaskName
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to build.
+
+    Attributes:
+        name: logical model name.
+        source: checkpoint as the user named it.
+        task: None takes the one that the checkpoint implies.
+        recipe: None builds the checkpoint as it is.
+        evaluation: file of labelled data; None takes the built-in texts.
+        dataset: its name.
+        trains: whether the checkpoint is fine-tuned first.
+        text_column, label_column, label_separator: where texts and labels stand in it.
+        max_quality_loss: most that a variant may lose against PyTorch.
+        variants: to make.
+    """
+
+    name: str
+    source: str
+    task: TaskName | None
+    recipe: Recipe | None
+    evaluation: Path | None
+    dataset: str
+    trains: bool = False
+    text_column: str = "text"
+    label_column: str = "label"
+    label_separator: str | None = None
+    max_quality_loss: float = 0.01
+    variants: tuple[VariantRecipe, ...] = DEFAULT_VARIANTS
+
+
+def read_job(source: str, arguments: argparse.Namespace) -> Job:
+    """Tells a recipe from a checkpoint by its ending, and reads it.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+    """
+    if source.endswith((".yaml", ".yml")):
+        recipe = load_recipe(Path(source), arguments.data_dir)
+        teacher = arguments.teacher or recipe.teacher
+        return Job(
+            name=arguments.name or recipe.name,
+            source=teacher or recipe.checkpoint,
+            task=recipe.task,
+            recipe=recipe,
+            evaluation=recipe.test,
+            dataset=recipe.dataset or recipe.name,
+            trains=recipe.train is not None and teacher is None,
+            text_column=recipe.text_column,
+            label_column=recipe.label_column,
+            label_separator=recipe.label_separator,
+            max_quality_loss=recipe.max_quality_loss,
+            variants=recipe.variants,
+        )
+    default = Path(source.removeprefix(PACKAGE_PREFIX)).name.lower().replace("_", "-")
+    return Job(
+        name=arguments.name or default,
+        source=source,
+        task=arguments.task,
+        recipe=None,
+        evaluation=arguments.eval_data,
+        dataset=arguments.eval_data.name if arguments.eval_data else "",
+        text_column=arguments.text_column,
+        label_column=arguments.label_column,
+    )
+
+
+def read_evaluation(job: Job) -> TextExamples | TokenExamples | None:
+    """The labelled data that a job is measured on; None where it names none.
+
+    Raises:
+        DataError: the file cannot be used.
+    """
+    if job.evaluation is None:
+        return None
+    task = job.task or infer_task(job.source, resolve(job.source))
+    if task == "cross-encoder":
+        raise DataError(f"{job.evaluation}: evaluation data for cross-encoders is not supported")
+    if task == "token-classification":
+        return read_token_examples(job.evaluation)
+    label = job.label_column if task == "text-classification" else None
+    return read_text_examples(job.evaluation, job.text_column, label, job.label_separator)

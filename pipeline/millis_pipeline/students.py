@@ -1,0 +1,212 @@
+"""Makes the smaller modules that a recipe's variants ask for: distilled, pruned, or both; each is trained once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from millis_pipeline.architectures import Encoder, Shape, depth_of, shaped
+from millis_pipeline.checkpoint import Checkpoint, CheckpointError
+from millis_pipeline.data import check_known, read_texts
+from millis_pipeline.distill import check_depth, imitate, taken_layers, taught_layers
+from millis_pipeline.examples import Example, Task, prepare
+from millis_pipeline.finetune import read_examples
+from millis_pipeline.prune import check_prunable, chosen_shape, measure_importance
+from millis_pipeline.recipe import Recipe
+from millis_pipeline.teacher import Teaching, noisy, teach
+from millis_pipeline.variants import Distill, Prune, VariantRecipe
+
+
+def check_variants(variants: Sequence[VariantRecipe], folder: Path) -> None:
+    """Checks that a checkpoint can be made as small as each variant asks, before anything is trained.
+
+    Args:
+        variants: to make.
+        folder: of the checkpoint.
+
+    Raises:
+        CheckpointError: its architecture is not supported, or it has too few layers.
+    """
+    trained = [variant for variant in variants if variant.trained]
+    if not trained:
+        return
+    depth = depth_of(folder)
+    for variant in trained:
+        if variant.distill is not None:
+            check_depth(taken_layers(variant.distill, depth), depth, variant.name)
+        if variant.prune is not None:
+            check_prunable(variant.prune, depth, variant.name)
+
+
+def training_texts(recipe: Recipe, checkpoint: Checkpoint) -> list[Example]:
+    """All texts of a recipe that a student may learn from: those for training, with their labels, and unlabelled ones.
+
+    Raises:
+        DataError: a file cannot be used, or has a label that the teacher lacks.
+        CheckpointError: texts have several labels, and the teacher gives one.
+    """
+    max_tokens = min(recipe.max_tokens, checkpoint.max_tokens)
+    examples: list[Example] = []
+    if recipe.train is not None:
+        if recipe.label_separator is not None and not checkpoint.multi_label:
+            raise CheckpointError(f"{checkpoint.source}: it gives a text 1 label; label_separator says several")
+        labelled = read_examples(recipe, recipe.train)
+        check_known(labelled, checkpoint.labels, recipe.train)
+        task = Task(
+            labels=checkpoint.labels,
+            tokens=checkpoint.task == "token-classification",
+            multi_label=checkpoint.multi_label,
+            pad_id=checkpoint.tokenizer.pad_token_id or 0,
+        )
+        examples += prepare(labelled, checkpoint.tokenizer, task, max_tokens)
+    if recipe.unlabelled is not None:
+        texts = read_texts(recipe.unlabelled, recipe.text_column)
+        encoded = checkpoint.tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+        examples += [Example(ids, None, [], []) for ids in encoded]
+    return examples
+
+
+class Students:
+    """Makes modules from a teacher.
+
+    Args:
+        checkpoint: the teacher.
+        recipe: texts and training settings.
+        examples: `training_texts`.
+        scratch: folder for the teacher's outputs.
+        kept: folder in which students are kept and, when made in the same way from the same texts, found again.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, recipe: Recipe, examples: Sequence[Example], scratch: Path, kept: Path | None
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._recipe = recipe
+        self._examples = examples
+        self._scratch = scratch
+        self._kept = kept
+        self._made: dict[str, tuple[Checkpoint, tuple[str, ...]]] = {}
+
+    def make(self, variant: VariantRecipe) -> tuple[Checkpoint, tuple[str, ...]]:
+        """The teacher with the smaller module that a variant asks for, and in words how it was made."""
+        if not variant.trained:
+            return self._checkpoint, ()
+        key = self._digest(variant)
+        if key not in self._made:
+            self._made[key] = self._load(key) or self._train(variant, key)
+        return self._made[key]
+
+    def _train(self, variant: VariantRecipe, key: str) -> tuple[Checkpoint, tuple[str, ...]]:
+        module = self._checkpoint.module
+        depth = len(Encoder(module).layers)
+        mapping = list(range(depth))
+        shapes: list[Shape] = []
+        steps: list[str] = []
+        if variant.distill is not None:
+            shape = Shape(taken_layers(variant.distill, depth))
+            mapping = taught_layers(len(shape.layers), depth)
+            module = shaped(module, shape)
+            self._imitate(module, mapping, variant.distill, f"{variant.name} distill")
+            shapes.append(shape)
+            steps.append(self._said(variant.distill, shape, depth))
+        if variant.prune is not None:
+            what = f"{variant.name} importance"
+            importance = measure_importance(module, self._checkpoint, self._examples, self._recipe.seed, what)
+            shape = chosen_shape(importance, variant.prune)
+            # The last layer's output is what the head reads, whichever layer that now is.
+            mapping = [*(mapping[layer] for layer in shape.layers[:-1]), depth - 1]
+            module = shaped(module, shape)
+            self._imitate(module, mapping, variant.prune, f"{variant.name} recovery")
+            shapes.append(shape)
+            steps.append(self._said(variant.prune, shape, len(importance.layers)))
+        self._save(key, module, shapes, steps)
+        return replace(self._checkpoint, module=module.eval()), tuple(steps)
+
+    def _imitate(self, module: nn.Module, mapping: list[int], spec: Distill | Prune, what: str) -> None:
+        imitate(
+            module,
+            self._teaching,
+            mapping,
+            spec,
+            self._checkpoint,
+            batch_size=self._recipe.batch_size,
+            freeze_embeddings=self._recipe.freeze_embeddings,
+            seed=self._recipe.seed,
+            what=what,
+        )
+
+    @cached_property
+    def _teaching(self) -> Teaching:
+        """What the teacher says of all texts and their noisy copies, for all students."""
+        copies = noisy(self._examples, self._recipe.noisy_copies, self._checkpoint.tokenizer, self._recipe.seed)
+        layers = range(len(Encoder(self._checkpoint.module).layers))
+        return teach(self._checkpoint, [*self._examples, *copies], layers, self._scratch, "teacher")
+
+    def _said(self, spec: Distill | Prune, shape: Shape, depth: int) -> str:
+        """A step in words, for manifest and report."""
+        if isinstance(spec, Distill):
+            taken = ", ".join(str(layer + 1) for layer in shape.layers)
+            what = f"distilled into {len(shape.layers)} of {depth} layers, begun as {taken}"
+        else:
+            kept = f"{len(shape.layers)} of {depth} layers"
+            heads = f", heads {'/'.join(str(len(row)) for row in shape.heads)}" if shape.heads else ""
+            neurons = f", neurons {'/'.join(str(len(row)) for row in shape.neurons)}" if shape.neurons else ""
+            what = f"pruned to {kept}{heads}{neurons}"
+        return f"{what}; {spec.epochs} epochs on {len(self._teaching.lessons)} texts"
+
+    def _digest(self, variant: VariantRecipe) -> str:
+        """Changes with everything that a student depends on: teacher, texts, steps and training settings."""
+        recipe = self._recipe
+        said = {
+            "teacher": self._teacher_digest,
+            "texts": self._texts_digest,
+            "variant": variant.model_dump(include={"distill", "prune"}, mode="json"),
+            "training": [recipe.batch_size, recipe.freeze_embeddings, recipe.noisy_copies, recipe.seed],
+        }
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+
+    @cached_property
+    def _teacher_digest(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._checkpoint.module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def _texts_digest(self) -> str:
+        digest = hashlib.sha256()
+        for example in self._examples:
+            digest.update(json.dumps([example.ids, example.target]).encode())
+        return digest.hexdigest()
+
+    def _save(self, key: str, module: nn.Module, shapes: list[Shape], steps: list[str]) -> None:
+        if self._kept is None:
+            return
+        self._kept.mkdir(parents=True, exist_ok=True)
+        how = {"shapes": json.dumps([asdict(shape) for shape in shapes]), "steps": json.dumps(steps)}
+        tensors = {name: tensor.clone().contiguous() for name, tensor in module.state_dict().items()}
+        path = self._kept / f"{key}.safetensors"
+        save_file(tensors, path.with_suffix(".partial"), how)
+        path.with_suffix(".partial").rename(path)
+
+    def _load(self, key: str) -> tuple[Checkpoint, tuple[str, ...]] | None:
+        path = self._kept / f"{key}.safetensors" if self._kept is not None else None
+        if path is None or not path.is_file():
+            return None
+        with safe_open(path, "pt") as file:
+            how = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        module = self._checkpoint.module
+        for shape in json.loads(how["shapes"]):
+            module = shaped(module, Shape(**shape))
+        module.load_state_dict(tensors)
+        return replace(self._checkpoint, module=module.eval()), tuple(json.loads(how["steps"]))

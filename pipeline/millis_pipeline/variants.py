@@ -1,0 +1,126 @@
+"""What a recipe may ask for under `variants:`: for each variant a name and the steps that make it from the teacher.
+
+The steps are taken in the order distill, prune, quantize. A variant without steps is the teacher itself in fp32.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from millis_server.manifest import Name
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Step(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Distill(_Step):
+    """Fewer layers, taught by the fine-tuned model."""
+
+    layers: int = Field(ge=1, le=48)
+    """Layers of the student."""
+    from_layers: tuple[int, ...] = ()
+    """Layers of the teacher that the student's begin as, counted from 1; without it they are spread evenly."""
+    epochs: int = Field(default=10, ge=1, le=1000)
+    learning_rate: Rate = 5e-4
+    temperature: float = Field(default=2.0, ge=1, le=20)
+    """Softens both sides' distributions (Hinton et al. 2015), so that small logits teach as well."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.from_layers and len(self.from_layers) != self.layers:
+            raise ValueError(f"from_layers: it names {len(self.from_layers)} layers, layers says {self.layers}")
+        if list(self.from_layers) != sorted(set(self.from_layers)) or min(self.from_layers, default=1) < 1:
+            raise ValueError("from_layers: layers are counted from 1, in rising order, each once")
+        return self
+
+
+class Prune(_Step):
+    """Narrower and fewer layers, chosen by what they contribute on the training data."""
+
+    heads: Share = 0.0
+    """Share of all attention heads to remove; every layer keeps at least one."""
+    ffn: Share = 0.0
+    """Share of all feed-forward neurons to remove; every layer keeps at least 32."""
+    layers: int = Field(default=0, ge=0, le=48)
+    """Whole layers to remove."""
+    epochs: int = Field(default=4, ge=0, le=1000)
+    """Passes of recovery training on the teacher's outputs."""
+    learning_rate: Rate = 2e-4
+    temperature: float = Field(default=2.0, ge=1, le=20)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not (self.heads or self.ffn or self.layers):
+            raise ValueError("it removes nothing; give heads, ffn or layers")
+        return self
+
+
+class Quantize(_Step):
+    """8-bit weights and activations. `quantize: dynamic` is short for `quantize: {method: dynamic}`."""
+
+    method: Literal["dynamic", "static"]
+    """Activations scaled for each call, or once by calibration on texts of the training data."""
+    keep_fp32: int = Field(default=0, ge=0, le=96)
+    """How many blocks (attention or feed-forward part of a layer, or the head) stay in fp32: those that
+    quantization harms most."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"method": value} if isinstance(value, str) else value
+
+
+class VariantRecipe(_Step):
+    """One variant to make."""
+
+    name: Name
+    distill: Distill | None = None
+    prune: Prune | None = None
+    quantize: Quantize | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.distill is not None and self.prune is not None and self.prune.layers:
+            raise ValueError("prune.layers: distill.layers says already how many layers there will be")
+        return self
+
+    @property
+    def trained(self) -> bool:
+        """Whether making it needs texts to train on."""
+        return self.distill is not None or self.prune is not None
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether making it needs texts at all: to train on, to calibrate with, or to measure sensitivity."""
+        return self.trained or (
+            self.quantize is not None and (self.quantize.method == "static" or self.quantize.keep_fp32 > 0)
+        )
+
+
+FP32 = VariantRecipe(name="fp32")
+INT8 = VariantRecipe(name="int8", quantize=Quantize(method="dynamic"))
+DEFAULT_VARIANTS = (FP32, INT8)
+
+
+def check_family(variants: tuple[VariantRecipe, ...]) -> None:
+    """Checks what holds between the variants of one model.
+
+    Raises:
+        ValueError: two have one name, or there is not exactly one without steps.
+    """
+    names = [variant.name for variant in variants]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"variants: the name {name!r} appears {names.count(name)} times")
+    plain = [v.name for v in variants if v.distill is None and v.prune is None and v.quantize is None]
+    if len(plain) != 1:
+        raise ValueError(
+            f"variants: {len(plain)} are without steps ({', '.join(plain) or 'none'}); exactly 1 must be, "
+            "the reference that is always published, for example {name: fp32}"
+        )

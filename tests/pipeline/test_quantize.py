@@ -1,0 +1,67 @@
+"""int8 graphs of a tiny classifier: that they answer like fp32, and which blocks they spare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from millis_pipeline.checkpoint import load
+from millis_pipeline.export import export_onnx
+from millis_pipeline.quantize import blocks, needs_reduced_range, quantize_int8, sensitivity
+from millis_pipeline.run import Feeds, onnx_runner
+from millis_pipeline.variants import Quantize
+from tests import tiny
+
+BLOCKS = ["layer 1 attention", "layer 1 feed-forward", "layer 2 attention", "layer 2 feed-forward", "head"]
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("graph")
+    export_onnx(load("tiny", tiny.text_classifier(folder / "checkpoint")), folder / "fp32.onnx")
+    return folder / "fp32.onnx"
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[Feeds]:
+    generator = np.random.default_rng(0)
+    rows = [generator.integers(5, 100, (1, 4 + number % 12)) for number in range(32)]
+    return [{"input_ids": row, "attention_mask": np.ones_like(row)} for row in rows]
+
+
+def worst(graph: Path, other: Path, texts: list[Feeds]) -> float:
+    """Largest difference of logits, in standard deviations of the exact ones."""
+    exact, ours = ([run(feeds) for feeds in texts] for run in (onnx_runner(graph), onnx_runner(other)))
+    return float(np.abs(np.stack(exact) - np.stack(ours)).max() / np.std(np.stack(exact)))
+
+
+@pytest.mark.parametrize("method", ["dynamic", "static"])
+def test_an_int8_graph_is_smaller_and_answers_like_fp32(tmp_path, graph, texts, method) -> None:
+    path = tmp_path / "int8.onnx"
+    spec = Quantize(method=method)
+    assert quantize_int8(graph, path, reduce_range=needs_reduced_range(), spec=spec, texts=texts) == ()
+    assert path.stat().st_size < graph.stat().st_size
+    assert 0 < worst(graph, path, texts) < 0.5
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert ("QuantizeLinear" in kinds, "DynamicQuantizeLinear" in kinds) == (method == "static", method == "dynamic")
+
+
+def test_blocks_are_the_parts_of_each_layer_and_the_head(graph) -> None:
+    found = blocks(graph)
+    assert {name: len(nodes) for name, nodes in found.items()} == dict(zip(BLOCKS, (4, 2, 4, 2, 2), strict=True))
+
+
+@pytest.mark.parametrize("method", ["dynamic", "static"])
+def test_the_most_sensitive_blocks_stay_in_fp32(tmp_path, graph, texts, method) -> None:
+    spec = Quantize(method=method, keep_fp32=2)
+    harm = sensitivity(graph, spec, texts, reduce_range=True)
+    assert sorted(harm) == sorted(BLOCKS)
+    path = tmp_path / "int8.onnx"
+    kept = quantize_int8(graph, path, reduce_range=True, spec=spec, texts=texts)
+    assert list(kept) == sorted(harm, key=lambda name: -harm[name])[:2]
+    products = {node.name for node in onnx.load(path).graph.node}
+    spared = {node for name in kept for node in blocks(graph)[name]}
+    assert spared <= products

@@ -1,0 +1,79 @@
+"""The report's three files, for a model with a published and a refused variant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from millis_pipeline.evaluate import classification_scores
+from millis_pipeline.report import Entry, write_report
+from millis_pipeline.verify import Judgement
+from millis_server.manifest import LatencyPoint, LatencyProfile, Manifest, Provenance, Quality, SelfCheck
+
+GOLD = [["a"], ["b"], ["a|b"], ["b"]]
+
+
+def entry(
+    variant: str, p50: float, predicted: list[list[str]], refused: str = "", steps: tuple[str, ...] = ()
+) -> Entry:
+    scores = classification_scores(GOLD, predicted, ("a", "a|b", "b"), multi_label=False)
+    quality = Quality(
+        metric="accuracy", value=scores.value, low=scores.low, high=scores.high, examples=4, dataset="four texts"
+    )
+    manifest = Manifest(
+        model="tiny",
+        variant=variant,
+        task="text-classification",
+        labels=("a", "a|b", "b"),
+        max_tokens=64,
+        inputs=("input_ids", "attention_mask"),
+        default_variant=variant == "fp32",
+        files={"model.onnx": "0", "tokenizer.json": "0"},
+        size_bytes=2_000_000,
+        memory_bytes=5_000_000,
+        quality=quality,
+        latency=LatencyProfile(
+            machine="a machine",
+            engine="an engine",
+            threads=1,
+            points=(LatencyPoint(batch=1, tokens=16, p50_ms=p50, p99_ms=2 * p50),),
+        ),
+        provenance=Provenance(checkpoint="x", created_at="2026-01-01T00:00:00+00:00", steps=steps),
+        self_check=(SelfCheck(text="a", expected=(0.0,)),),
+    )
+    return Entry(manifest, Judgement(quality, scores, 0.75, 0.5), refused, "" if refused else "3")
+
+
+def written(folder: Path) -> dict[str, str]:
+    good = entry("fp32", 4.0, GOLD)
+    bad = entry("small", 1.0, [["a"], ["b"], ["a"], ["b"]], "it loses 0.2500", ("distilled", "int8"))
+    write_report(folder, "tiny", [good, bad], good.judgement, "The default variant is fp32: why.", 0.01)
+    return {path.name: path.read_text("utf-8") for path in folder.iterdir()}
+
+
+def test_the_report_says_what_is_published_and_why_not(tmp_path: Path) -> None:
+    files = written(tmp_path / "reports")
+    assert sorted(files) == ["tiny.html", "tiny.md", "tiny.svg"]
+    lines = files["tiny.md"].splitlines()
+    assert (
+        "| **fp32** (default) | 3 | 1.0000 (0.5101 to 1.0000) | 0.7500 | 0.5 | 4.00 ms | 4.00 ms | 2.0 MB | 5 MB |"
+        in lines
+    )
+    assert "| small | refused | 0.7500 (0.3006 to 0.9544) | 0.7500 | 0.5 | 1.00 ms | 1.00 ms | 2.0 MB | 5 MB |" in lines
+    assert "- small: it loses 0.2500." in lines
+    assert "- small: distilled; then int8" in lines
+    assert "| label | support | PyTorch | fp32 | small |" in lines
+    assert r"| a\|b | 1 | 1.000 / 1.000 / 1.000 | 1.000 / 1.000 / 1.000 | 0.000 / 0.000 / 0.000 |" in lines
+
+
+def test_the_picture_is_well_formed_and_inside_the_page(tmp_path: Path) -> None:
+    files = written(tmp_path)
+    root = ElementTree.fromstring(files["tiny.svg"])  # noqa: S314  # it was written a line ago
+    names = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert [names.count("fp32"), names.count("small")] == [2, 2]
+    fills = [point.get("fill") for point in root.iter("{http://www.w3.org/2000/svg}circle")]
+    assert fills == ["#1b7f4b", "white"] * 2
+    page = files["tiny.html"]
+    assert files["tiny.svg"] in page
+    assert page.count("<table>") == 3
+    assert "src=" not in page

@@ -1,0 +1,253 @@
+"""Distillation and pruning of tiny models of every supported architecture and task."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    PreTrainedConfig,
+    RobertaConfig,
+    set_seed,
+)
+
+from millis_pipeline.architectures import Encoder, Shape, shaped
+from millis_pipeline.checkpoint import Checkpoint, CheckpointError, load
+from millis_pipeline.distill import taken_layers, taught_layers
+from millis_pipeline.export import export_onnx
+from millis_pipeline.finetune import finetune
+from millis_pipeline.prune import kept_parts
+from millis_pipeline.recipe import Recipe
+from millis_pipeline.run import onnx_runner, run_all, tokenize, torch_runner
+from millis_pipeline.students import Students, check_variants, training_texts
+from millis_pipeline.tokenizer import write_tokenizer
+from millis_pipeline.variants import Distill, Prune, VariantRecipe
+from tests import tiny
+
+LABELS = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+WIDE = {"vocab_size": 300, "pad_token_id": 0, "initializer_range": 0.3, **LABELS}
+SIZE = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
+ARCHITECTURES: dict[str, PreTrainedConfig] = {
+    "bert": BertConfig(**SIZE, **WIDE, max_position_embeddings=64),
+    "roberta": RobertaConfig(**SIZE, **WIDE, max_position_embeddings=66, type_vocab_size=1),
+    "distilbert": DistilBertConfig(dim=32, n_layers=4, n_heads=4, hidden_dim=128, **WIDE, max_position_embeddings=64),
+}
+WORDS = {"order": "buy", "fox": "animal", "Paris": "place"}
+TEXTS = [f"{word} {number} the" for number in range(16) for word in WORDS]
+SENTENCE = "Angela\tB-PER\nMerkel\tI-PER\nmet\tO\nTim\tB-PER\nin\tO\nParis\tB-LOC\n\n"
+ONE_LAYER = VariantRecipe(name="student", distill=Distill(layers=1, epochs=8, learning_rate=0.01))
+HALF = VariantRecipe(name="half", prune=Prune(heads=0.5, ffn=0.5, epochs=2, learning_rate=0.005))
+
+
+def recipe(source: Path, task: str, **changes: object) -> Recipe:
+    values = {"name": "tiny", "task": task, "checkpoint": str(source), "batch_size": 8, "freeze_embeddings": False}
+    training = {"epochs": 10, "patience": 10, "learning_rate": 0.005}
+    return Recipe.model_validate(values | training | changes)
+
+
+def labelled(folder: Path) -> Path:
+    with (folder / "train.csv").open("w", newline="") as file:
+        rows = [(text, WORDS[text.split()[0]]) for text in TEXTS]
+        csv.writer(file).writerows([("text", "label"), *rows])
+    return folder / "train.csv"
+
+
+def outputs(checkpoint: Checkpoint, folder: Path, texts: list[str]) -> list[np.ndarray]:
+    tokenizer = write_tokenizer(checkpoint.tokenizer, folder / "tokenizer.json")
+    rows = tokenize(tokenizer, texts, checkpoint.max_tokens, 0)
+    return run_all(torch_runner(checkpoint), rows, checkpoint.inputs, "PyTorch")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Checkpoint]:
+    folder = tmp_path_factory.mktemp("classifier")
+    source = tiny.backbone(folder / "backbone", layers=4)
+    written = recipe(source, "text-classification", train=labelled(folder))
+    finetune(written, source, folder / "teacher")
+    return written, load("teacher", folder / "teacher")
+
+
+def students(written: Recipe, teacher: Checkpoint, scratch: Path, kept: Path | None = None) -> Students:
+    return Students(teacher, written, training_texts(written, teacher), scratch, kept)
+
+
+def test_a_distilled_classifier_has_fewer_layers_and_learns(tmp_path, classifier) -> None:
+    written, teacher = classifier
+    student, steps = students(written, teacher, tmp_path).make(ONE_LAYER)
+    assert len(Encoder(student.module).layers) == 1
+    assert len(Encoder(teacher.module).layers) == 4
+    assert steps == ("distilled into 1 of 4 layers, begun as 1; 8 epochs on 48 texts",)
+    predicted = [student.labels[int(row.argmax())] for row in outputs(student, tmp_path, TEXTS)]
+    assert predicted == [WORDS[text.split()[0]] for text in TEXTS]
+    untaught = replace(teacher, module=shaped(teacher.module, Shape([0])))
+    expected = outputs(teacher, tmp_path, TEXTS)
+    assert distance(outputs(student, tmp_path, TEXTS), expected) < 0.5 * distance(
+        outputs(untaught, tmp_path, TEXTS), expected
+    )
+
+
+def distance(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
+    return float(np.mean([np.abs(a - b).mean() for a, b in zip(ours, theirs, strict=True)]))
+
+
+def test_a_distilled_token_classifier_learns(tmp_path) -> None:
+    source = tiny.backbone(tmp_path / "backbone", layers=3)
+    (tmp_path / "train.conll").write_text(SENTENCE * 48)
+    written = recipe(source, "token-classification", train=tmp_path / "train.conll", epochs=6, noisy_copies=1)
+    finetune(written, source, tmp_path / "teacher")
+    teacher = load("teacher", tmp_path / "teacher")
+    student, steps = students(written, teacher, tmp_path).make(ONE_LAYER)
+    assert steps == ("distilled into 1 of 3 layers, begun as 1; 8 epochs on 96 texts",)
+    (expected,), (got,) = (outputs(one, tmp_path, ["Angela Merkel met Tim in Paris"]) for one in (teacher, student))
+    assert got.argmax(-1).tolist() == expected.argmax(-1).tolist()
+
+
+def test_an_embedding_model_is_distilled_from_texts_without_labels(tmp_path) -> None:
+    teacher = load("teacher", tiny.sentence_model(tmp_path / "teacher"))
+    (tmp_path / "texts.txt").write_text("\n".join([*TEXTS, *tiny.SENTENCES]))
+    written = recipe(tmp_path, "embedding", unlabelled=tmp_path / "texts.txt", variants=[{"name": "fp32"}, ONE_LAYER])
+    student, _ = students(written, teacher, tmp_path).make(ONE_LAYER)
+    untaught = replace(teacher, module=shaped(teacher.module, Shape([0])))
+    expected = np.stack(outputs(teacher, tmp_path, TEXTS))
+    taught, before = (
+        float((np.stack(outputs(one, tmp_path, TEXTS)) * expected).sum(-1).mean()) for one in (student, untaught)
+    )
+    assert before < 0.9 < taught
+
+
+def test_a_student_that_is_kept_is_not_trained_again_and_answers_the_same(tmp_path, classifier, capsys) -> None:
+    written, teacher = classifier
+    both = VariantRecipe(name="both", distill=Distill(layers=2, epochs=1), prune=Prune(heads=0.5, ffn=0.5, epochs=1))
+    first, steps = students(written, teacher, tmp_path, tmp_path / "kept").make(both)
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    capsys.readouterr()
+    again, told = students(written, teacher, tmp_path, tmp_path / "kept").make(both)
+    assert (capsys.readouterr().out, told) == ("", steps)
+    for ours, theirs in zip(outputs(first, tmp_path, TEXTS), outputs(again, tmp_path, TEXTS), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    other = both.model_copy(update={"prune": None})
+    students(written, teacher, tmp_path, tmp_path / "kept").make(other)
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_pruning_shrinks_the_graph_and_the_graph_answers_as_the_pruned_module(tmp_path, name) -> None:
+    set_seed(1)
+    AutoModelForSequenceClassification.from_config(ARCHITECTURES[name]).save_pretrained(tmp_path / "teacher")
+    tiny.wordpiece_tokenizer().save_pretrained(tmp_path / "teacher")
+    teacher = load(name, tmp_path / "teacher")
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    pruning = HALF.model_copy(update={"prune": Prune(heads=0.5, ffn=0.5, layers=1, epochs=1)})
+    written = recipe(
+        tmp_path, "text-classification", unlabelled=tmp_path / "texts.txt", variants=[{"name": "fp32"}, HALF]
+    )
+    small, _ = students(written, teacher, tmp_path).make(pruning)
+    encoder = Encoder(small.module)
+    assert len(encoder.layers) == 3
+    heads = [encoder.attended(layer).in_features // encoder.head_size for layer in encoder.layers]
+    neurons = [encoder.narrowing(layer).in_features for layer in encoder.layers]
+    assert (sum(heads), min(heads) >= 1) == (6, True)
+    assert (sum(neurons) <= 224, {count % 32 for count in neurons}) == (True, {0})
+    sizes = []
+    for number, checkpoint in enumerate((teacher, small)):
+        path = tmp_path / f"{number}.onnx"
+        export_onnx(checkpoint, path)
+        sizes.append(path.stat().st_size)
+        rows = tokenize(write_tokenizer(checkpoint.tokenizer, tmp_path / "t.json"), TEXTS, checkpoint.max_tokens, 0)
+        feeds = rows.feeds(range(len(TEXTS)), checkpoint.inputs)
+        torch.testing.assert_close(
+            torch.from_numpy(onnx_runner(path)(feeds)),
+            torch.from_numpy(torch_runner(checkpoint)(feeds)),
+            atol=1e-4,
+            rtol=1e-4,
+        )
+    assert sizes[1] < 0.75 * sizes[0]
+
+
+def test_removing_heads_and_neurons_is_the_same_as_silencing_them(tmp_path) -> None:
+    teacher = load("teacher", tiny.text_classifier(tmp_path / "teacher"))
+    small = shaped(teacher.module, Shape([0, 1], [[1], [0, 1]], [list(range(32)), list(range(32, 64))]))
+    encoder = Encoder(teacher.module)
+    with torch.no_grad():
+        encoder.attended(encoder.layers[0]).weight[:, :16] = 0
+        encoder.narrowing(encoder.layers[0]).weight[:, 32:] = 0
+        encoder.narrowing(encoder.layers[1]).weight[:, :32] = 0
+    silenced, removed = (
+        outputs(replace(teacher, module=module), tmp_path, TEXTS) for module in (teacher.module, small)
+    )
+    np.testing.assert_allclose(np.stack(removed), np.stack(silenced), atol=1e-5)
+
+
+def test_the_least_important_parts_go_wherever_they_are() -> None:
+    worth = np.array([[4.0, 3.0, 0.1, 0.1], [1.0, 1.0, 1.0, 1.0]])
+    assert kept_parts(worth, 0.25, at_least=1, step=1) == [[0, 1], [0, 1, 2, 3]]
+    assert kept_parts(worth, 0.99, at_least=1, step=1) == [[0], [0]]
+    assert kept_parts(worth, 0.0, at_least=1, step=1) == [[0, 1, 2, 3], [0, 1, 2, 3]]
+
+
+def test_layers_are_spread_from_the_first_to_the_last() -> None:
+    assert [taken_layers(Distill(layers=count), 6) for count in (1, 2, 3, 4)] == [[0], [0, 5], [0, 2, 5], [0, 2, 3, 5]]
+    assert taken_layers(Distill(layers=2, from_layers=(1, 2)), 6) == [0, 1]
+    assert [taught_layers(count, 6) for count in (1, 2, 3, 4)] == [[5], [2, 5], [1, 3, 5], [1, 2, 3, 5]]
+
+
+def deep(folder: Path) -> Path:
+    return tiny.text_classifier(folder)
+
+
+def unsupported(folder: Path) -> Path:
+    from transformers import ModernBertConfig
+
+    ModernBertConfig(**WIDE).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("write", "variant", "message"),
+    [
+        (
+            deep,
+            VariantRecipe(name="x", distill=Distill(layers=2)),
+            "x: distill: the teacher has 2 layers; a student needs fewer, taken from these",
+        ),
+        (
+            deep,
+            VariantRecipe(name="x", distill=Distill(layers=1, from_layers=(3,))),
+            "x: distill: the teacher has 2 layers; a student needs fewer, taken from these",
+        ),
+        (
+            deep,
+            VariantRecipe(name="x", prune=Prune(layers=2)),
+            "x: prune.layers: the teacher has 2 layers, 2 cannot be removed",
+        ),
+        (
+            unsupported,
+            HALF,
+            (
+                "distill and prune: architecture 'modernbert' is not supported; supported are bert, roberta, "
+                "xlm-roberta, distilbert"
+            ),
+        ),
+    ],
+)
+def test_what_cannot_be_made_smaller_is_refused_before_training(
+    tmp_path, write: Callable[[Path], Path], variant: VariantRecipe, message: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        check_variants([variant], write(tmp_path / "checkpoint"))
+    assert str(caught.value) == message
+
+
+def test_texts_with_labels_that_the_teacher_lacks_are_refused(tmp_path) -> None:
+    teacher = load("teacher", tiny.text_classifier(tmp_path / "teacher"))
+    written = recipe(tmp_path, "text-classification", train=labelled(tmp_path))
+    with pytest.raises(ValueError, match=r"train.csv:2: label 'buy' is not in the training data"):
+        training_texts(written, teacher)
