@@ -33,10 +33,14 @@ class Running:
 
 @contextmanager
 def running_gateway(repository: Path, *options: str) -> Iterator[Running]:
-    """Runs `millis serve` on a free port for the length of a `with` block."""
+    """Runs `millis serve` on a free port for the length of a `with` block.
+
+    Without cache, since what is measured or tested is the way to the model, and without metrics, whose port only one
+    gateway can have; `options` come after and win.
+    """
     with tempfile.TemporaryDirectory(prefix="millis-bench-") as state:
         command = [sys.executable, "-m", "millis.cli", "serve", "--model-repository", str(repository)]
-        command += ["--port", "0", "--state-dir", state, *options]
+        command += ["--port", "0", "--state-dir", state, "--cache-bytes", "0", "--metrics-port", "0", *options]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
             lines = []

@@ -129,6 +129,11 @@ def _inference_options() -> argparse.ArgumentParser:
         "--latency-target", type=_positive_float, metavar="SECONDS", help="time in which you hope for the answer"
     )
     group.add_argument("--min-quality", type=float, metavar="SCORE", help="lowest measured quality, 0 to 1")
+    group.add_argument(
+        "--cache",
+        choices=["default", "bypass", "refresh"],
+        help="whether the answer may come from the gateway's cache; --json shows where it came from",
+    )
     group.add_argument("--truncation", choices=["end", "start", "error"], help="what happens to a long text")
     return options
 

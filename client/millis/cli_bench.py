@@ -57,7 +57,8 @@ class Report:
 def add_command(commands: Commands, parents: Parents) -> None:
     """Adds bench."""
     help_ = "measure a running gateway under closed-loop load"
-    parser = commands.add_parser("bench", parents=parents, help=help_, description=help_)
+    more = f"{help_}; past its cache, unless --cache says otherwise"
+    parser = commands.add_parser("bench", parents=parents, help=help_, description=more)
     parser.add_argument("--call", choices=["classify", "tag", "embed", "tokenize"], default="classify")
     parser.add_argument("--concurrency", type=_levels, default=(1, 4, 16, 64), metavar="1,4,…", help="callers")
     parser.add_argument(
@@ -103,6 +104,8 @@ async def _measure(options: argparse.Namespace, texts: list[str], levels: list[L
     async with open_client(AsyncClient, options) as client:
         method = getattr(client, options.call)
         wishes = call_options(options)
+        # The same few texts again and again: from the cache they would say nothing of the model.
+        wishes["cache"] = options.cache or "bypass"
 
         def call(text: str) -> Awaitable[object]:
             result: Awaitable[object] = method(text, **wishes)

@@ -53,6 +53,7 @@ def call_options(options: argparse.Namespace) -> CallOptions:
         "latency_target": options.latency_target,
         "min_quality": options.min_quality,
         "truncation": options.truncation,
+        "cache": options.cache,
     }
 
 

@@ -37,7 +37,8 @@ class CallOptions(TypedDict, total=False):
     truncation: Truncation | None
     """What happens to a text that is too long. Default: `end`, drop its end."""
     cache: CachePolicy | None
-    """Whether the answer may come from the gateway's cache. Default: `default`."""
+    """Whether the answer may come from the gateway's cache: `default` reads and writes it, `bypass` does neither,
+    `refresh` computes anew and writes. Default: `default`. `info.cache` says where an answer came from."""
     include_timing: bool | None
     """Whether `info.timing` is filled. Default: False."""
     offset_unit: OffsetUnit | None

@@ -41,7 +41,7 @@ class Usage:
     inputs: int
     """Texts, or query and document pairs, answered."""
     tokens: int
-    """Tokens sent to the model, special tokens included, padding not."""
+    """Tokens as the model reads them, special tokens included, padding not; also those answered from the cache."""
 
 
 @dataclass(frozen=True, slots=True)

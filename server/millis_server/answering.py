@@ -6,45 +6,107 @@ nothing), a decorator costs none.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from time import perf_counter
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 
 from millis_server.errors import MillisError, to_status
+from millis_server.observability.metrics import Metrics
 
 LOG = logging.getLogger("millis.service")
 DETAILS_KEY = "grpc-status-details-bin"
+BUG = "This is a bug; the gateway's log says more."
+
+
+class Servicer(Protocol):
+    """A servicer whose RPCs are counted."""
+
+    metrics: Metrics
+
 
 Response = TypeVar("Response")
 Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[Any, Any, Context], Awaitable[Response]]
+StreamingMethod = Callable[[Any, Any, Context], AsyncIterator[Response]]
 
 
 def answering(method: Method[Response]) -> Method[Response]:
     """Wraps a unary RPC method of a servicer."""
+    rpc = method.__name__
 
     @functools.wraps(method)
-    async def wrapped(self: object, request: Any, context: Context) -> Response:
+    async def wrapped(self: Servicer, request: Any, context: Context) -> Response:
+        began = perf_counter()
         try:
-            return await method(self, request, context)
-        except MillisError as error:
-            await abort(context, error)
-        except Exception:
-            LOG.exception("%s failed; request id %r", method.__name__, _request_id(request))
-            await context.abort(grpc.StatusCode.INTERNAL, "This is a bug; the gateway's log says more.")
-        raise AssertionError("abort raises. This is a bug.")
+            response = await method(self, request, context)
+        except BaseException as error:
+            self.metrics.answered(rpc, _asked(request), "", _code(error, context), perf_counter() - began)
+            await _end(rpc, request, context, error)
+            raise
+        model, variant = _served(response)
+        self.metrics.answered(rpc, model, variant, "OK", perf_counter() - began)
+        return response
 
     return wrapped
 
 
-async def abort(context: Context, error: MillisError) -> None:
-    """Ends an RPC with the status of a domain error."""
-    code, status = to_status(error)
-    await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+def answering_stream(method: StreamingMethod[Response]) -> StreamingMethod[Response]:
+    """Wraps an RPC method of a servicer that answers with a stream."""
+    rpc = method.__name__
+
+    @functools.wraps(method)
+    async def wrapped(self: Servicer, request: Any, context: Context) -> AsyncIterator[Response]:
+        began = perf_counter()
+        try:
+            async for response in method(self, request, context):
+                yield response
+        except BaseException as error:
+            self.metrics.answered(rpc, "", "", _code(error, context), perf_counter() - began)
+            await _end(rpc, request, context, error)
+            raise
+        self.metrics.answered(rpc, "", "", "OK", perf_counter() - began)
+
+    return wrapped
+
+
+async def _end(rpc: str, request: Any, context: Context, error: BaseException) -> None:
+    """Ends an RPC with the status of an error, unless it is not one of ours to tell."""
+    if isinstance(error, MillisError):
+        code, status = to_status(error)
+        await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+    elif isinstance(error, Exception):
+        LOG.error("%s failed; request id %r", rpc, _request_id(request), exc_info=error)
+        await context.abort(grpc.StatusCode.INTERNAL, BUG)
+
+
+def _code(error: BaseException, context: Context) -> str:
+    """Name of the status that an error ends the call with."""
+    if isinstance(error, MillisError):
+        return to_status(error)[0].name
+    if isinstance(error, Exception):
+        return grpc.StatusCode.INTERNAL.name
+    # gRPC cancels the method when the caller left and when its deadline passed.
+    left = context.time_remaining() if isinstance(error, asyncio.CancelledError) else None
+    return (grpc.StatusCode.CANCELLED if left is None or left > 0 else grpc.StatusCode.DEADLINE_EXCEEDED).name
+
+
+def _served(response: Any) -> tuple[str, str]:
+    """Model and variant of a response; nothing for those of the model service."""
+    try:
+        served_by = response.info.served_by
+    except AttributeError:
+        return "", ""
+    return served_by.model, served_by.variant
+
+
+def _asked(request: Any) -> str:
+    return getattr(request, "model", "")
 
 
 def _request_id(request: Any) -> str:

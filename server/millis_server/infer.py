@@ -1,6 +1,6 @@
-"""The path of a request: admit, choose, pre-process, run, post-process; timed.
+"""The path of a request: admit, choose, pre-process, look up or run, post-process; timed.
 
-This is the one place where tasks, routing and Triton meet.
+This is the one place where tasks, routing, the cache and Triton meet.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from math import inf
 from time import perf_counter
 from typing import Generic, TypeVar
 
+from millis_server.cache import AnswerCache, Policy, Status
 from millis_server.catalogue import Catalogue, Variant
 from millis_server.errors import DeadlineUnreachable, Draining, Overloaded
 from millis_server.prediction import Predictor
@@ -50,9 +51,10 @@ class Answer(Generic[Result]):
     results: Sequence[Result]
     choice: Choice
     tokens: int
-    """Tokens sent to the model, special ones included."""
+    """Tokens of the inputs as the model reads them, special ones included."""
     truncated: Sequence[int]
     times: Times
+    cache: Status
 
 
 class Inference:
@@ -61,8 +63,9 @@ class Inference:
     Args:
         catalogue: the models.
         reloader: told when a model's process died.
-        max_pending_inputs: most inputs being worked on at once.
+        cache: of the models' outputs.
         predictor: of the time that versions will take.
+        max_pending_inputs: most inputs being worked on at once.
 
     Attributes:
         decisions: requests by model, variant that was chosen and cause; for refused ones the variant is empty and the
@@ -70,22 +73,34 @@ class Inference:
         draining: whether new work is refused.
     """
 
-    def __init__(self, catalogue: Catalogue, reloader: Reloader, max_pending_inputs: int, predictor: Predictor) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        reloader: Reloader,
+        cache: AnswerCache,
+        predictor: Predictor,
+        max_pending_inputs: int,
+    ) -> None:
         self._catalogue = catalogue
         self._reloader = reloader
+        self._cache = cache
         self._max_pending = max_pending_inputs
         self._predictor = predictor
-        self._pending = 0
+        self.pending = 0
+        """Inputs being worked on now."""
         self.decisions: Counter[tuple[str, str, str]] = Counter()
         self.draining = False
 
-    async def run(self, task: Task[Result], model: str, wishes: Wishes) -> Answer[Result]:
+    async def run(
+        self, task: Task[Result], model: str, wishes: Wishes, cache_policy: Policy = "default"
+    ) -> Answer[Result]:
         """Answers one task.
 
         Args:
             task: the question.
             model: logical model name; empty is the default of the task.
             wishes: on the choice of variant.
+            cache_policy: whether the model's outputs may come from the cache.
 
         Raises:
             MillisError: the reason why there is no answer.
@@ -97,22 +112,25 @@ class Inference:
             choice = self._choose(self._catalogue.resolve(model, task.name, task.answered_by), demand, wishes)
             served = choice.served
             off_loop = demand.inputs > INLINE_INPUTS or demand.characters > INLINE_CHARACTERS
-            with self._predictor.under_way(choice.forecast):
+            with self._predictor.under_way(choice.forecast) as booking:
                 if off_loop:
                     prepared = await asyncio.to_thread(task.preprocess, served.manifest, served.tokenizer)
                 else:
                     prepared = task.preprocess(served.manifest, served.tokenizer)
                 tokenized = perf_counter()
                 try:
-                    outputs, queued = await served.lane.run(prepared.rows, expires)
+                    outputs = await self._cache.run(served.lane, prepared.rows, cache_policy, expires)
                 except StubDied:
                     self._reloader.recover(served.manifest.triton_model)
                     raise
                 inferred = perf_counter()
+                booking.tells = outputs.own
+                # A row that was on its way for another caller may have waited before this call came.
+                queued = min(outputs.queued, inferred - tokenized)
                 if off_loop:
-                    results = await asyncio.to_thread(task.postprocess, served.manifest, outputs)
+                    results = await asyncio.to_thread(task.postprocess, served.manifest, outputs.rows)
                 else:
-                    results = task.postprocess(served.manifest, outputs)
+                    results = task.postprocess(served.manifest, outputs.rows)
         done = perf_counter()
         times = Times(
             total=done - started,
@@ -124,7 +142,7 @@ class Inference:
         tokens = sum([len(row.ids) for row in prepared.rows])
         if not prepared.truncated:
             self._predictor.learn_density(served.manifest.model, len(prepared.rows), tokens, demand.characters)
-        return Answer(results, choice, tokens, prepared.truncated, times)
+        return Answer(results, choice, tokens, prepared.truncated, times, outputs.status)
 
     def _choose(self, variants: Sequence[Variant], demand: Demand, wishes: Wishes) -> Choice:
         """Chooses the version that answers, and counts the decision."""
@@ -141,13 +159,12 @@ class Inference:
         """Takes inputs in, before any work is done for them, or refuses."""
         if self.draining:
             raise Draining("the gateway is stopping")
-        if self._pending + inputs > self._max_pending:
+        if self.pending + inputs > self._max_pending:
             raise Overloaded(
-                f"{self._pending} inputs are being worked on and the call has {inputs}; "
-                f"the limit is {self._max_pending}"
+                f"{self.pending} inputs are being worked on and the call has {inputs}; the limit is {self._max_pending}"
             )
-        self._pending += inputs
+        self.pending += inputs
         try:
             yield
         finally:
-            self._pending -= inputs
+            self.pending -= inputs

@@ -11,10 +11,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from millis.v1 import models_pb2 as pb
 from millis.v1 import models_pb2_grpc
 from millis.v1 import types_pb2 as types
-from millis_server.answering import Context, abort, answering
+from millis_server.answering import Context, answering, answering_stream
 from millis_server.catalogue import Catalogue, State, Variant
-from millis_server.errors import InvalidField, MillisError, ModelNotFound
+from millis_server.errors import InvalidField
 from millis_server.manifest import LatencyPoint, TaskName
+from millis_server.observability.metrics import Metrics
 from millis_server.reload import Reloader
 
 DEFAULT_PAGE = 100
@@ -41,11 +42,13 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
     Args:
         catalogue: the models.
         reloader: loads and unloads them.
+        metrics: count what is answered.
     """
 
-    def __init__(self, catalogue: Catalogue, reloader: Reloader) -> None:
+    def __init__(self, catalogue: Catalogue, reloader: Reloader, metrics: Metrics) -> None:
         self._catalogue = catalogue
         self._reloader = reloader
+        self.metrics = metrics
 
     @answering
     async def ListModels(  # noqa: N802  # names of RPCs are given by the proto
@@ -88,13 +91,14 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         await self._reloader.unload_model(_name(request.name))
         return pb.UnloadModelResponse(model=self._model(request.name))
 
+    @answering_stream
     async def WatchModels(  # noqa: N802
-        self, request: pb.WatchModelsRequest, context: Context
+        self, request: pb.WatchModelsRequest, _context: Context
     ) -> AsyncIterator[pb.WatchModelsResponse]:
         """Every model, then each that changes."""
         with self._catalogue.watch() as changes:
-            if request.name and request.name not in self._catalogue.models():
-                await abort(context, _unknown(self._catalogue, request.name))
+            if request.name:
+                self._catalogue.variants_of(request.name)  # raises when there is no such model
             for name in self._catalogue.models():
                 if request.name in ("", name):
                     yield pb.WatchModelsResponse(name=name, model=self._model(name))
@@ -178,14 +182,6 @@ def _name(name: str) -> str:
     if not name:
         raise InvalidField("name", "is empty")
     return name
-
-
-def _unknown(catalogue: Catalogue, name: str) -> MillisError:
-    try:
-        catalogue.variants_of(name)
-    except ModelNotFound as error:
-        return error
-    raise AssertionError("the model is known. This is a bug.")
 
 
 def _page_token(last: str) -> str:

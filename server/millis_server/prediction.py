@@ -24,6 +24,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import ceil, inf
 from time import perf_counter
 from typing import NamedTuple
@@ -231,6 +232,17 @@ class Forecast(NamedTuple):
     promised: float
 
 
+@dataclass(slots=True)
+class Booking:
+    """A request under way.
+
+    Attributes:
+        tells: whether its time tells how fast the version is. That of an answer from the cache does not.
+    """
+
+    tells: bool = True
+
+
 class Predictor:
     """Predicts for all versions of all models: they share one machine.
 
@@ -289,8 +301,8 @@ class Predictor:
         return Forecast(pace, ahead, own, wait, at_rest, expected, expected + queue.margin(now))
 
     @contextmanager
-    def under_way(self, forecast: Forecast) -> Iterator[None]:
-        """Books a request's work for the length of a `with` block, and learns how long it took.
+    def under_way(self, forecast: Forecast) -> Iterator[Booking]:
+        """Books a request's work for the length of a `with` block, and learns how long it took if that tells anything.
 
         A caller that left or whose deadline passed is a lower bound of the time, and is learned from when it is
         above what was expected: else only the fast answers of a slow machine would count. Its work is freed at once,
@@ -299,15 +311,17 @@ class Predictor:
         queue = self._queue(forecast.pace.model)
         queue.calls += 1
         queue.ahead += forecast.ahead
+        booking = Booking()
         began = perf_counter()
         try:
-            yield
+            yield booking
         except (asyncio.CancelledError, DeadlinePassed):
             if (took := perf_counter() - began) > forecast.expected:
                 self._learn(forecast, queue, took)
             raise
         else:
-            self._learn(forecast, queue, perf_counter() - began)
+            if booking.tells:
+                self._learn(forecast, queue, perf_counter() - began)
         finally:
             queue.calls -= 1
             # Sums of floats do not come back to 0 by themselves.

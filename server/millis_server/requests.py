@@ -7,6 +7,7 @@ from typing import TypeAlias, TypeVar
 
 from millis.v1 import inference_pb2 as inference
 from millis.v1 import types_pb2 as types
+from millis_server.cache import Policy
 from millis_server.errors import InvalidField
 from millis_server.offsets import OffsetUnit
 from millis_server.routing import Wishes
@@ -34,6 +35,12 @@ TRUNCATIONS: dict[int, Truncation] = {
     types.TRUNCATION_STRATEGY_END: "end",
     types.TRUNCATION_STRATEGY_START: "start",
     types.TRUNCATION_STRATEGY_ERROR: "error",
+}
+CACHE_POLICIES: dict[int, Policy] = {
+    types.CACHE_POLICY_UNSPECIFIED: "default",
+    types.CACHE_POLICY_DEFAULT: "default",
+    types.CACHE_POLICY_BYPASS: "bypass",
+    types.CACHE_POLICY_REFRESH: "refresh",
 }
 OFFSET_UNITS: dict[int, OffsetUnit] = {
     types.OFFSET_UNIT_UNSPECIFIED: "code_point",
@@ -161,6 +168,11 @@ class RequestReader:
 def truncation(request: InferenceRequest) -> Truncation:
     """What a request wants done with texts that are too long."""
     return _known("options.truncation", options(request).truncation, TRUNCATIONS)
+
+
+def cache_policy(request: InferenceRequest) -> Policy:
+    """Whether a request may be answered from the cache."""
+    return _known("options.cache_policy", options(request).cache_policy, CACHE_POLICIES)
 
 
 def offset_unit(request: InferenceRequest) -> OffsetUnit:

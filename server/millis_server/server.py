@@ -18,9 +18,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from millis.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc
+from millis_server.cache import AnswerCache
 from millis_server.catalogue import Catalogue, State
 from millis_server.infer import Inference
 from millis_server.model_service import ModelService
+from millis_server.observability.metrics import Metrics
 from millis_server.prediction import Predictor
 from millis_server.reload import Reloader
 from millis_server.repository import RepositoryError, scan
@@ -57,8 +59,12 @@ class Gateway:
         self._client = TritonClient(url, settings.infer_timeout_seconds, settings.load_timeout_seconds)
         self.catalogue = Catalogue()
         self._reloader = Reloader(settings, self._client, self.catalogue)
+        self._cache = AnswerCache(settings.cache_bytes)
         self._predictor = Predictor(settings.lanes, settings.lanes * settings.max_batch)
-        self._inference = Inference(self.catalogue, self._reloader, settings.max_pending_inputs, self._predictor)
+        self._inference = Inference(
+            self.catalogue, self._reloader, self._cache, self._predictor, settings.max_pending_inputs
+        )
+        self._metrics = Metrics(self.catalogue, self._cache, self._inference.decisions, lambda: self._inference.pending)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[
@@ -74,7 +80,7 @@ class Gateway:
         """Returns when the gateway answers.
 
         Raises:
-            StartFailed: the port is taken, or no model could be brought into service.
+            StartFailed: a port is taken, or no model could be brought into service.
             RepositoryError: the model repository cannot be read.
             TritonFailed: Triton could not be started.
         """
@@ -90,6 +96,7 @@ class Gateway:
             raise StartFailed(
                 f"model repository {self._settings.model_repository} holds no model; publish one with `millis build`"
             )
+        self._serve_metrics()
         await self._start_triton()
         await self._reloader.sync()
         if not self._ready_models():
@@ -102,7 +109,7 @@ class Gateway:
         await self._set_health()
         self._background = [
             asyncio.create_task(self._reloader.watch()),
-            asyncio.create_task(self._follow_health()),
+            asyncio.create_task(self._follow_catalogue()),
         ]
         await self._server.start()
 
@@ -136,12 +143,26 @@ class Gateway:
     def _add_services(self) -> None:
         reader = RequestReader(self._settings.max_inputs, self._settings.max_text_bytes)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceService(self._inference, self.catalogue, reader, self._predictor), self._server
+            InferenceService(self._inference, self.catalogue, reader, self._predictor, self._metrics), self._server
         )
-        models_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.catalogue, self._reloader), self._server)
+        models_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelService(self.catalogue, self._reloader, self._metrics), self._server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (INFERENCE, MODELS, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
+
+    def _serve_metrics(self) -> None:
+        host, port = self._settings.metrics_host, self._settings.metrics_port
+        if port == 0:
+            return
+        try:
+            self._metrics.listen(host, port)
+        except OSError as error:
+            raise StartFailed(
+                f"cannot serve metrics on {host}:{port}: {error.strerror}; "
+                "--metrics-port (MILLIS_METRICS_PORT) takes another port, or 0 for none"
+            ) from None
 
     async def _start_triton(self) -> None:
         if self._triton is not None:
@@ -174,11 +195,14 @@ class Gateway:
         ready = {v.manifest.model for v in self.catalogue.variants.values() if v.state is State.READY}
         return sorted(ready)
 
-    async def _follow_health(self) -> None:
+    async def _follow_catalogue(self) -> None:
+        """Keeps health and cache in step with what takes traffic."""
         with self.catalogue.watch() as changes:
             while True:
                 await changes.get()
                 await self._set_health()
+                current = [variant.current for variant in self.catalogue.variants.values()]
+                await self._cache.keep_only([served.lane for served in current if served is not None])
 
     async def _set_health(self) -> None:
         """Inference serves while a model does; the model service always does, so that it can tell what is wrong."""

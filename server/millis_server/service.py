@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -12,21 +12,33 @@ from millis.v1 import inference_pb2_grpc
 from millis.v1 import types_pb2 as types
 from millis_server import requests
 from millis_server.answering import Context, answering
+from millis_server.cache import Status
 from millis_server.catalogue import Catalogue
 from millis_server.infer import Answer, Inference
 from millis_server.manifest import Manifest
+from millis_server.observability.metrics import Metrics
 from millis_server.offsets import OffsetUnit, converter
 from millis_server.prediction import Predictor
 from millis_server.requests import InferenceRequest, RequestReader
 from millis_server.routing import Demand, choose
+from millis_server.tasks import Task
 from millis_server.tasks.embedding import Encoding
 from millis_server.tasks.token_classification import TaggedText
 from millis_server.tokenizer import Tokenizer
+
+Result = TypeVar("Result")
 
 SPAN_UNITS: dict[OffsetUnit, types.OffsetUnit.ValueType] = {
     "code_point": types.OFFSET_UNIT_CODE_POINT,
     "utf8_byte": types.OFFSET_UNIT_UTF8_BYTE,
     "utf16_code_unit": types.OFFSET_UNIT_UTF16_CODE_UNIT,
+}
+CACHE_STATUSES: dict[Status, types.CacheStatus.ValueType] = {
+    "disabled": types.CACHE_STATUS_DISABLED,
+    "hit": types.CACHE_STATUS_HIT,
+    "miss": types.CACHE_STATUS_MISS,
+    "partial": types.CACHE_STATUS_PARTIAL,
+    "bypassed": types.CACHE_STATUS_BYPASSED,
 }
 ENCODINGS: dict[Encoding, inference.EmbeddingEncoding.ValueType] = {
     "float32": inference.EMBEDDING_ENCODING_FLOAT32,
@@ -44,13 +56,22 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         catalogue: the models.
         reader: checks requests.
         predictor: of the time that versions will take.
+        metrics: count what is answered.
     """
 
-    def __init__(self, path: Inference, catalogue: Catalogue, reader: RequestReader, predictor: Predictor) -> None:
+    def __init__(
+        self,
+        path: Inference,
+        catalogue: Catalogue,
+        reader: RequestReader,
+        predictor: Predictor,
+        metrics: Metrics,
+    ) -> None:
         self._path = path
         self._catalogue = catalogue
         self._reader = reader
         self._predictor = predictor
+        self.metrics = metrics
 
     @answering
     async def ClassifyText(  # noqa: N802  # names of RPCs are given by the proto
@@ -58,7 +79,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference.ClassifyTextResponse:
         """Labels of texts."""
         task = self._reader.classify_text(request)
-        answer = await self._path.run(task, request.model, requests.wishes(request, context.time_remaining()))
+        answer = await self._run(task, request, context)
         return inference.ClassifyTextResponse(
             results=[
                 inference.TextClassification(
@@ -76,7 +97,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """Entities of texts."""
         task = self._reader.classify_tokens(request)
         unit = requests.offset_unit(request)
-        answer = await self._path.run(task, request.model, requests.wishes(request, context.time_remaining()))
+        answer = await self._run(task, request, context)
         given = bool(request.word_lists)
         return inference.ClassifyTokensResponse(
             results=[_tagged(text, unit, given) for text in answer.results],
@@ -89,7 +110,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference.EmbedTextResponse:
         """Vectors of texts."""
         task = self._reader.embed_text(request)
-        answer = await self._path.run(task, request.model, requests.wishes(request, context.time_remaining()))
+        answer = await self._run(task, request, context)
         return inference.EmbedTextResponse(
             results=[inference.Embedding(data=vector.data, scale=vector.scale) for vector in answer.results],
             dimensions=task.kept_dimensions(answer.choice.served.manifest),
@@ -103,7 +124,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference.RankTextsResponse:
         """Documents in the order of relevance."""
         task = self._reader.rank_texts(request)
-        answer = await self._path.run(task, request.model, requests.wishes(request, context.time_remaining()))
+        answer = await self._run(task, request, context)
         return inference.RankTextsResponse(
             results=[
                 inference.RankedText(
@@ -147,6 +168,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             ),
         )
 
+    async def _run(self, task: Task[Result], request: InferenceRequest, context: Context) -> Answer[Result]:
+        wishes = requests.wishes(request, context.time_remaining())
+        answer = await self._path.run(task, request.model, wishes, requests.cache_policy(request))
+        if answer.cache != "hit":
+            manifest = answer.choice.served.manifest
+            self.metrics.computed(manifest.model, manifest.variant, answer.times.queue, answer.times.infer)
+        return answer
+
 
 def _info(request: InferenceRequest, answer: Answer[Any], inputs: int) -> types.ResponseInfo:
     choice = answer.choice
@@ -161,7 +190,7 @@ def _info(request: InferenceRequest, answer: Answer[Any], inputs: int) -> types.
             reason=choice.reason,
         ),
         usage=types.Usage(inputs=inputs, tokens=answer.tokens),
-        cache_status=types.CACHE_STATUS_DISABLED,
+        cache_status=CACHE_STATUSES[answer.cache],
         truncated_inputs=answer.truncated,
     )
     if request.options.include_timing:

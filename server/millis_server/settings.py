@@ -72,6 +72,14 @@ class Settings(BaseSettings):
     max_batch: int = Field(
         32, ge=1, le=1024, description="most texts in one Triton request, at most the model's max_batch_size"
     )
+    cache_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=0,
+        description="most memory for answers kept to be given again, in bytes; 0 switches the cache off",
+    )
+
+    metrics_host: str = Field("127.0.0.1", description="address on which Prometheus metrics are served")
+    metrics_port: int = Field(9464, ge=0, le=65535, description="port of the Prometheus metrics; 0 serves none")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

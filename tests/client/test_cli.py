@@ -86,13 +86,14 @@ def test_tokenize_prints_tokens(run: Run) -> None:
 
 def test_options_reach_the_request(run: Run, gateway: FakeGateway) -> None:
     options = "--model m --model-version 2 --variant int8 --min-quality 0.5 --latency-target 0.5 --truncation start"
-    code, _, _ = run("classify", "t", *options.split(), "--top-k", "3", "--timeout", "5")
+    code, _, _ = run("classify", "t", *options.split(), "--cache", "refresh", "--top-k", "3", "--timeout", "5")
     request = gateway.requests[0]
     expected = pb.ClassifyTextRequest(texts=["t"], model="m", version="2", top_k=3)
     expected.options.slo.pin_variant = "int8"
     expected.options.slo.min_quality = 0.5
     expected.options.slo.latency_target.nanos = 500_000_000
     expected.options.truncation = 2  # type: ignore[assignment]  # TRUNCATION_STRATEGY_START
+    expected.options.cache_policy = 3  # type: ignore[assignment]  # CACHE_POLICY_REFRESH
     assert (code, request.message) == (0, expected)
     assert request.time_left is not None and request.time_left < 6
 

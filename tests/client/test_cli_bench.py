@@ -4,6 +4,7 @@ import grpc
 
 from millis.testing import FakeError, FakeGateway
 from millis.v1 import inference_pb2 as pb
+from millis.v1 import types_pb2
 from tests.client.conftest import Run
 
 
@@ -13,7 +14,13 @@ def test_bench_measures_every_level(run: Run, gateway: FakeGateway) -> None:
     assert [(each["concurrency"], each["requests"], each["errors"]) for each in reports] == [(1, 7, 0), (3, 7, 0)]
     assert all(0 < each["p50_ms"] <= each["p90_ms"] <= each["p99_ms"] and each["per_second"] > 0 for each in reports)
     assert {text for request in gateway.requests for text in request.message.texts} == {"a", "b"}
+    assert {request.message.options.cache_policy for request in gateway.requests} == {types_pb2.CACHE_POLICY_BYPASS}
     assert (code, err) == (0, "")
+
+
+def test_bench_measures_the_cache_when_it_is_asked_to(run: Run, gateway: FakeGateway) -> None:
+    assert run("bench", "--concurrency", "1", "--requests", "1", "--cache", "default")[0] == 0
+    assert {request.message.options.cache_policy for request in gateway.requests} == {types_pb2.CACHE_POLICY_DEFAULT}
 
 
 def test_bench_counts_errors_and_ends_with_code_1(run: Run, gateway: FakeGateway) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from millis_server.cache import AnswerCache
 from millis_server.catalogue import Catalogue
 from millis_server.errors import DeadlineUnreachable
 from millis_server.infer import Inference
@@ -21,7 +22,7 @@ async def test_overload_is_rejected_before_tokenization_and_counted():
     object.__setattr__(light.current, "tokenizer", Untokenizable())
     catalogue, predictor = Catalogue(), Predictor(workers=2, rows_at_once=64)
     catalogue.variants["intent-light"] = light
-    inference = Inference(catalogue, None, max_pending_inputs=10, predictor=predictor)
+    inference = Inference(catalogue, None, AnswerCache(0), predictor, max_pending_inputs=10)
     task = TextClassification(["where is my order"])
     with predictor.under_way(predictor.forecast(light.current.pace, Load(64, 16))):
         with pytest.raises(DeadlineUnreachable) as refused:

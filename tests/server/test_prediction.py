@@ -98,6 +98,13 @@ def seen(clock: Clock, predictor: Predictor, pace: Pace, seconds: float) -> None
         clock.now += seconds
 
 
+def test_an_answer_from_the_cache_teaches_nothing(clock):
+    predictor, pace = Predictor(2, 64), Pace("intent", profile((1, 16, 4.0)))
+    with predictor.under_way(predictor.forecast(pace, Load(1, 16))) as booking:
+        booking.tells = False
+    assert pace.factor.at(clock.now) == 1.0
+
+
 def promise(predictor: Predictor, pace: Pace) -> tuple[float, float]:
     """Expected and promised milliseconds."""
     made = predictor.forecast(pace, Load(1, 16))

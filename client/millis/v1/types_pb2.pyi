@@ -126,22 +126,29 @@ class _CachePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CachePoli
     CACHE_POLICY_UNSPECIFIED: _CachePolicy.ValueType  # 0
     """Same as CACHE_POLICY_DEFAULT."""
     CACHE_POLICY_DEFAULT: _CachePolicy.ValueType  # 1
-    """Read from the cache and write to it."""
+    """Read from the cache and write to it; what another request is having
+    computed at this moment is waited for and not computed twice.
+    """
     CACHE_POLICY_BYPASS: _CachePolicy.ValueType  # 2
     """Neither read from the cache nor write to it."""
     CACHE_POLICY_REFRESH: _CachePolicy.ValueType  # 3
     """Compute the answer anew and write it to the cache."""
 
 class CachePolicy(_CachePolicy, metaclass=_CachePolicyEnumTypeWrapper):
-    """CachePolicy says whether an answer may come from the gateway's cache. This
-    release has no answer cache: every policy is accepted, every answer is
-    computed, and CacheStatus is CACHE_STATUS_DISABLED.
+    """CachePolicy says whether an answer may come from the gateway's cache. The
+    gateway keeps what a model computed for each text (or window of a text, or
+    query and document pair), by model, version, variant and tokens: a cached
+    answer is always that of the version that ServedBy names. Options that do not
+    change what the model computes (top_k, encoding, offset_unit, …) share it.
+    Tokenize is never cached.
     """
 
 CACHE_POLICY_UNSPECIFIED: CachePolicy.ValueType  # 0
 """Same as CACHE_POLICY_DEFAULT."""
 CACHE_POLICY_DEFAULT: CachePolicy.ValueType  # 1
-"""Read from the cache and write to it."""
+"""Read from the cache and write to it; what another request is having
+computed at this moment is waited for and not computed twice.
+"""
 CACHE_POLICY_BYPASS: CachePolicy.ValueType  # 2
 """Neither read from the cache nor write to it."""
 CACHE_POLICY_REFRESH: CachePolicy.ValueType  # 3
@@ -157,15 +164,17 @@ class _CacheStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheStat
     CACHE_STATUS_UNSPECIFIED: _CacheStatus.ValueType  # 0
     """Not stated."""
     CACHE_STATUS_DISABLED: _CacheStatus.ValueType  # 1
-    """The gateway runs without an answer cache."""
+    """The gateway runs without an answer cache, or the RPC is Tokenize."""
     CACHE_STATUS_HIT: _CacheStatus.ValueType  # 2
-    """Every input was answered from the cache."""
+    """Everything was in the cache; the model did no work."""
     CACHE_STATUS_MISS: _CacheStatus.ValueType  # 3
-    """No input was answered from the cache."""
+    """Nothing was in the cache, or the caller asked for CACHE_POLICY_REFRESH."""
     CACHE_STATUS_PARTIAL: _CacheStatus.ValueType  # 4
-    """Some inputs were answered from the cache."""
+    """Some of the inputs (or windows of a text, or the query of a ranking) were
+    in the cache, and the model worked for the others only.
+    """
     CACHE_STATUS_BYPASSED: _CacheStatus.ValueType  # 5
-    """The caller asked for no cache."""
+    """The caller asked for CACHE_POLICY_BYPASS."""
 
 class CacheStatus(_CacheStatus, metaclass=_CacheStatusEnumTypeWrapper):
     """CacheStatus says where an answer came from."""
@@ -173,15 +182,17 @@ class CacheStatus(_CacheStatus, metaclass=_CacheStatusEnumTypeWrapper):
 CACHE_STATUS_UNSPECIFIED: CacheStatus.ValueType  # 0
 """Not stated."""
 CACHE_STATUS_DISABLED: CacheStatus.ValueType  # 1
-"""The gateway runs without an answer cache."""
+"""The gateway runs without an answer cache, or the RPC is Tokenize."""
 CACHE_STATUS_HIT: CacheStatus.ValueType  # 2
-"""Every input was answered from the cache."""
+"""Everything was in the cache; the model did no work."""
 CACHE_STATUS_MISS: CacheStatus.ValueType  # 3
-"""No input was answered from the cache."""
+"""Nothing was in the cache, or the caller asked for CACHE_POLICY_REFRESH."""
 CACHE_STATUS_PARTIAL: CacheStatus.ValueType  # 4
-"""Some inputs were answered from the cache."""
+"""Some of the inputs (or windows of a text, or the query of a ranking) were
+in the cache, and the model worked for the others only.
+"""
 CACHE_STATUS_BYPASSED: CacheStatus.ValueType  # 5
-"""The caller asked for no cache."""
+"""The caller asked for CACHE_POLICY_BYPASS."""
 Global___CacheStatus: _TypeAlias = CacheStatus  # noqa: Y015
 
 @_typing.final
@@ -375,7 +386,9 @@ class Usage(_message.Message):
     inputs: _builtins.int
     """Number of inputs (texts, or query and document pairs) answered."""
     tokens: _builtins.int
-    """Number of tokens sent to the model, special tokens included, padding not."""
+    """Number of tokens of the inputs as the model reads them, special tokens
+    included, padding not. Inputs answered from the cache count like others.
+    """
     def __init__(
         self,
         *,

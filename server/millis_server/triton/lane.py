@@ -9,10 +9,12 @@ Triton's dynamic batcher still joins the requests of several gateways.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from math import inf
 from time import perf_counter
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +25,23 @@ from millis_server.tokenizer import Row
 from millis_server.triton.client import TritonClient, infer_path
 from millis_server.triton.tensors import pack, unpack
 
+Ran: TypeAlias = tuple[list[NDArray[np.float32]], float]
+"""One output for each row, in order; for tokens [at least the row's tokens, labels]. And the longest time, in
+seconds, that a part waited in the lane's queue."""
+
+_numbers = itertools.count()
+
 
 class _Entry:
     """Rows of one call that travel together."""
 
-    __slots__ = ("done", "enqueued", "expires", "rows", "sent")
+    __slots__ = ("done", "enqueued", "expires", "rows")
 
-    def __init__(self, rows: Sequence[Row], done: asyncio.Future[NDArray[np.float32]], expires: float) -> None:
+    def __init__(self, rows: Sequence[Row], done: asyncio.Future[Ran], expires: float) -> None:
         self.rows = rows
         self.done = done
         self.expires = expires
         self.enqueued = perf_counter()
-        self.sent = 0.0
 
 
 class Lane:
@@ -46,11 +53,16 @@ class Lane:
         version: as in the repository.
         width: Triton requests under way at once.
         max_batch: most rows in one Triton request.
+
+    Attributes:
+        manifest: of the version.
+        identity: 8 bytes that no other lane of this process has or had, not even one to the same version loaded anew.
     """
 
     def __init__(self, client: TritonClient, manifest: Manifest, version: str, width: int, max_batch: int) -> None:
         self._client = client
-        self._manifest = manifest
+        self.manifest = manifest
+        self.identity = next(_numbers).to_bytes(8)
         self._path = infer_path(manifest.triton_model, version)
         self._free = width
         self._width = width
@@ -58,8 +70,17 @@ class Lane:
         self._waiting: deque[_Entry] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, rows: Sequence[Row], expires: float = inf) -> tuple[list[NDArray[np.float32]], float]:
-        """Runs rows through the model.
+    async def run(self, rows: Sequence[Row], expires: float = inf) -> Ran:
+        """Runs rows through the model; arguments as `start`.
+
+        Raises:
+            DeadlinePassed: a part of it was not sent before `expires`.
+            MillisError: as `TritonClient.infer`.
+        """
+        return await self.start(rows, expires)
+
+    def start(self, rows: Sequence[Row], expires: float) -> asyncio.Future[Ran]:
+        """Sends rows on their way and returns at once; who cancels the future has left.
 
         A long list is cut into requests of rows of like length and never holds more than the lane's width of
         places in the queue, so that a short call that comes later does not wait for all of it.
@@ -68,26 +89,19 @@ class Lane:
             rows: at least one.
             expires: when the answer is worth nothing any more, on the clock of `perf_counter`; what has not been
                 sent by then never is.
-
-        Returns:
-            One output for each row, in order; for tokens [at least the row's tokens, labels]. And the longest
-            time, in seconds, that a part waited in this queue.
-
-        Raises:
-            DeadlinePassed: a part of it was not sent before `expires`.
-            MillisError: as `TritonClient.infer`.
         """
         if len(rows) <= self._max_batch:
-            entry = self._enter(rows, expires)
-            return list(await entry.done), entry.sent - entry.enqueued
+            return self._enter(rows, expires)
+        return asyncio.get_running_loop().create_task(self._run_long(rows, expires))
+
+    async def _run_long(self, rows: Sequence[Row], expires: float) -> Ran:
         order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
         parts = [order[start : start + self._max_batch] for start in range(0, len(order), self._max_batch)]
         places = asyncio.Semaphore(self._width)
 
-        async def run_part(part: list[int]) -> tuple[NDArray[np.float32], float]:
+        async def run_part(part: list[int]) -> Ran:
             async with places:
-                entry = self._enter([rows[index] for index in part], expires)
-                return await entry.done, entry.sent - entry.enqueued
+                return await self._enter([rows[index] for index in part], expires)
 
         outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
         longest = 0.0
@@ -98,10 +112,10 @@ class Lane:
             # The first failure cancelled the other parts; the caller hears of it as of any single failure.
             raise failed.exceptions[0] from None
         for part, task in zip(parts, running, strict=True):
-            output, waited = task.result()
+            part_outputs, waited = task.result()
             longest = max(longest, waited)
-            for index, row in zip(part, output, strict=True):
-                outputs[index] = row
+            for index, output in zip(part, part_outputs, strict=True):
+                outputs[index] = output
         return outputs, longest
 
     async def drain(self) -> None:
@@ -109,12 +123,12 @@ class Lane:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _enter(self, rows: Sequence[Row], expires: float) -> _Entry:
+    def _enter(self, rows: Sequence[Row], expires: float) -> asyncio.Future[Ran]:
         entry = _Entry(rows, asyncio.get_running_loop().create_future(), expires)
         self._waiting.append(entry)
         if self._free:
             self._send()
-        return entry
+        return entry.done
 
     def _send(self) -> None:
         """Starts one Triton request with what waits, but for callers who left or whose time is over."""
@@ -140,11 +154,9 @@ class Lane:
         task.add_done_callback(self._finished)
 
     async def _infer(self, batch: list[_Entry]) -> None:
-        manifest = self._manifest
+        manifest = self.manifest
         rows = batch[0].rows if len(batch) == 1 else [row for entry in batch for row in entry.rows]
-        now = perf_counter()
-        for entry in batch:
-            entry.sent = now
+        sent = perf_counter()
         try:
             body, header_length = pack(manifest.inputs, manifest.pad_id, rows)
             answer = await self._client.infer(self._path, body, header_length)
@@ -157,7 +169,7 @@ class Lane:
         start = 0
         for entry in batch:
             if not entry.done.done():
-                entry.done.set_result(output[start : start + len(entry.rows)])
+                entry.done.set_result((list(output[start : start + len(entry.rows)]), sent - entry.enqueued))
             start += len(entry.rows)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
