@@ -46,7 +46,7 @@ MARGIN_STEP = 0.1
 LARGEST_MARGIN = 2.0
 """Promises are at most this longer than expected: more says that the machine is beyond prediction."""
 
-LARGEST_FACTOR = 8.0
+LARGEST_FACTOR = 4.0
 """Factors stay within this, up or down, and a seen time counts as no more than this of the predicted one: a single
 stalled answer must not shut a version out."""
 
