@@ -10,9 +10,9 @@ A prediction has three parts:
 
 The parts are weighted by what was seen: the version's own time by a factor of its own, the wait by one of the model's,
 both learned from every answer by normalised least mean squares (Widrow and Hoff 1960), which blames each part for as
-much of an error as it was of the prediction. To that comes a margin that grows with every promise that was broken and
-shrinks a little with every one that was kept, so that 99 of 100 are kept in the long run whatever the load does (the
-idea of adaptive conformal inference, Gibbs and Candès 2021).
+much of an error as it was of the prediction. What is promised is longer by a margin, a share of the expected time, that
+grows with every promise that was broken and shrinks a little with every one that was kept, so that 99 of 100 are kept
+in the long run whatever the load does (the idea of adaptive conformal inference, Gibbs and Candès 2021).
 
 Everything here runs on the event loop and costs microseconds.
 """
@@ -41,10 +41,13 @@ GAIN = 1 / 16
 KEPT = 0.99
 """Share of promises to be kept."""
 
-MARGIN_STEP = 0.2
-"""Part of a prediction that a broken promise adds to the margin; a kept one takes away (1 - KEPT) of it."""
+MARGIN_STEP = 0.1
+"""What a broken promise adds to the margin, at most; a kept one takes a 99th of that away."""
 
-LARGEST_FACTOR = 8.0
+LARGEST_MARGIN = 2.0
+"""Promises are at most this longer than expected: more says that the machine is beyond prediction."""
+
+LARGEST_FACTOR = 4.0
 """Factors stay within this, up or down, and a seen time counts as no more than this of the predicted one: a single
 stalled answer must not shut a version out."""
 
@@ -181,20 +184,18 @@ class _Queue:
         self._renewed = 0.0
 
     def margin(self, now: float) -> float:
-        """Seconds that a promise is longer than the expected time."""
+        """How much longer than the expected time a promise is, as a share of it."""
         return self._margin * _kept(now - self._renewed)
 
-    def learn_promise(self, broken_by: float, expected: float, now: float) -> None:
-        """Widens the margin by part of `expected`, no further than what would have done, or narrows it a little.
+    def learn_promise(self, broken_by: float, now: float) -> None:
+        """Widens the margin, no further than what would have done, or narrows it a little.
 
         Args:
-            broken_by: seconds by which the promise was broken; 0 or less when it was kept.
-            expected: seconds that were expected.
+            broken_by: by how much of the expected time the promise was broken; 0 or less when it was kept.
             now: on the clock of `perf_counter`.
         """
-        step = MARGIN_STEP * expected
-        change = min(KEPT * step, broken_by) if broken_by > 0 else (KEPT - 1) * step
-        self._margin = max(self.margin(now) + change, 0.0)
+        change = min(KEPT * MARGIN_STEP, broken_by) if broken_by > 0 else (KEPT - 1) * MARGIN_STEP
+        self._margin = min(max(self.margin(now) + change, 0.0), LARGEST_MARGIN)
         self._renewed = now
 
 
@@ -298,7 +299,7 @@ class Predictor:
         at_rest = pace.factor.at(now) * own
         expected = at_rest + queue.factor.at(now) * wait
         ahead = work * min(1.0, self._rows_at_once / load.rows)
-        return Forecast(pace, ahead, own, wait, at_rest, expected, expected + queue.margin(now))
+        return Forecast(pace, ahead, own, wait, at_rest, expected, expected * (1 + queue.margin(now)))
 
     @contextmanager
     def under_way(self, forecast: Forecast) -> Iterator[Booking]:
@@ -335,7 +336,7 @@ class Predictor:
         error = GAIN * (min(took, LARGEST_FACTOR * expected) - expected) / (own * own + wait * wait)
         forecast.pace.factor.add(error * own, now)
         queue.factor.add(error * wait, now)
-        queue.learn_promise(took - forecast.promised, expected, now)
+        queue.learn_promise((took - forecast.promised) / expected, now)
 
     def _queue(self, model: str) -> _Queue:
         queue = self._queues.get(model)

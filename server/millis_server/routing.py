@@ -23,7 +23,7 @@ set one of many seconds on every call. The default variant answers then, if it c
 
 IDLE_DOUBT = 3.0
 """What an idle machine is predicted to miss it is let try, up to this factor: there is nothing to hold up, and a
-prediction under which nothing is ever tried would never be corrected."""
+prediction under which nothing is ever tried would never be corrected. No less than the largest margin."""
 
 MOST_WAITING = 0.5
 """Part of the time that may go in waiting for a variant that is not the fastest: the rest of the queue is for the
@@ -151,7 +151,7 @@ def choose(variants: Sequence[Variant], predictor: Predictor, demand: Demand, wi
             if not hurried:
                 break
         elif forecast.promised <= limit and (
-            served.pace.typical == fastest or forecast.promised - forecast.at_rest <= MOST_WAITING * limit
+            served.pace.typical == fastest or forecast.expected - forecast.at_rest <= MOST_WAITING * limit
         ):
             break
     else:
@@ -215,7 +215,7 @@ def _refuse_if_late(fastest: _Option, predictor: Predictor, time_left: float | N
     if predictor.idle and forecast.promised <= IDLE_DOUBT * time_left:
         return
     manifest = fastest.variant.manifest
-    waiting = forecast.promised - forecast.at_rest
+    waiting = forecast.expected - forecast.at_rest
     # What waits drains as time goes by; more than all of it cannot be waited for.
     retry_after = max(min(forecast.promised - time_left, waiting), MIN_RETRY_SECONDS)
     raise DeadlineUnreachable(
