@@ -24,6 +24,9 @@ from millis_pipeline.recipe import Recipe
 from millis_pipeline.teacher import Teaching, noisy, teach
 from millis_pipeline.variants import Distill, Prune, VariantRecipe
 
+TRAINING_VERSION = 1
+"""Goes up when the same recipe would train another student: those that were kept before are then not used."""
+
 
 def check_variants(variants: Sequence[VariantRecipe], folder: Path) -> None:
     """Checks that a checkpoint can be made as small as each variant asks, before anything is trained.
@@ -59,7 +62,7 @@ def training_texts(recipe: Recipe, checkpoint: Checkpoint) -> list[Example]:
         if recipe.label_separator is not None and not checkpoint.multi_label:
             raise CheckpointError(f"{checkpoint.source}: it gives a text 1 label; label_separator says several")
         labelled = read_examples(recipe, recipe.train)
-        check_known(labelled, checkpoint.labels, recipe.train)
+        check_known(labelled, checkpoint.labels, recipe.train, "one of the teacher's")
         task = Task(
             labels=checkpoint.labels,
             tokens=checkpoint.task == "token-classification",
@@ -177,6 +180,7 @@ class Students:
         """Changes with everything that a student depends on: teacher, texts, steps and training settings."""
         recipe = self._recipe
         said = {
+            "training version": TRAINING_VERSION,
             "teacher": self._teacher_digest,
             "texts": self._texts_digest,
             "variant": variant.model_dump(include={"distill", "prune"}, mode="json"),
