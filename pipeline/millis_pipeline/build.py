@@ -61,7 +61,10 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         Exit code: 0 when everything was published, 1 for an error of the input, 130 when interrupted.
     """
-    arguments = _parser().parse_args(list(argv))
+    parser = _parser()
+    arguments = parser.parse_args(list(argv))
+    if arguments.teacher is not None and len(arguments.sources) > 1:
+        parser.error(f"--teacher: it goes with 1 recipe, {len(arguments.sources)} are given")
     # Also where the shell that started it ignores Ctrl-C, as it does for background jobs.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -229,5 +232,5 @@ def _parser() -> argparse.ArgumentParser:
         help="keep fine-tuned checkpoints and students in this folder; a student that is there already, made from the "
         "same teacher and texts in the same way, is not trained again",
     )
-    parser.add_argument("--teacher", metavar="CHECKPOINT", help="as the key of a recipe: start from it, train nothing")
+    parser.add_argument("--teacher", metavar="CHECKPOINT", help="goes before a recipe's key teacher")
     return parser

@@ -156,8 +156,16 @@ def label_names(labels: Iterable[Sequence[str]], path: Path) -> tuple[str, ...]:
     return names
 
 
-def check_known(examples: TextExamples | TokenExamples, known: Sequence[str], path: Path) -> None:
-    """Checks that a dev or test set has no label that the training set lacks.
+def check_known(
+    examples: TextExamples | TokenExamples, known: Sequence[str], path: Path, where: str = "in the training data"
+) -> None:
+    """Checks that data has no label that the training set, or a model, does not know.
+
+    Args:
+        examples: to check.
+        known: labels.
+        path: of the data, for the message.
+        where: the labels are known, for the message.
 
     Raises:
         DataError: it has one; the message names its line.
@@ -168,7 +176,7 @@ def check_known(examples: TextExamples | TokenExamples, known: Sequence[str], pa
         for place, label in enumerate(row):
             if label not in known:
                 line = first + place if tokens else first
-                raise DataError(f"{path}:{line}: label {label!r} is not in the training data")
+                raise DataError(f"{path}:{line}: label {label!r} is not {where}")
 
 
 def _text(where: str, column: str, value: object) -> str:

@@ -8,7 +8,7 @@ The teacher is run once, see `teacher.py`. The same training recovers a pruned m
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ LABELS_WEIGHT = 0.3
 """Of the loss on labels beside the teacher's outputs: the teacher has seen the labels, and says more."""
 
 HIDDEN_WEIGHT = 1.0
+MATCHED_LAYERS = 4
 
 
 def taken_layers(spec: Distill, depth: int) -> list[int]:
@@ -38,9 +39,28 @@ def taken_layers(spec: Distill, depth: int) -> list[int]:
     return [round(index * (depth - 1) / (spec.layers - 1)) for index in range(spec.layers)]
 
 
-def taught_layers(count: int, depth: int) -> list[int]:
-    """For each layer of a student with `count` layers the teacher's layer (from 0) whose output it learns."""
-    return [round((index + 1) * depth / count) - 1 for index in range(count)]
+def taught_layers(count: int, depth: int) -> dict[int, int]:
+    """Which layers of a student with `count` layers learn the output of which of the teacher's (all from 0).
+
+    Evenly spread and at most `MATCHED_LAYERS`, because all of the teacher's outputs lie on the disk; the last one is
+    always among them.
+    """
+    matched = min(count, MATCHED_LAYERS)
+    chosen = [round((index + 1) * count / matched) - 1 for index in range(matched)]
+    return {layer: round((layer + 1) * depth / count) - 1 for layer in chosen}
+
+
+def recovered_layers(kept: Sequence[int], taught: Mapping[int, int], depth: int) -> dict[int, int]:
+    """The same for a pruned model: what its remaining layers go on to learn.
+
+    Args:
+        kept: which layers (from 0) are left of the model before pruning.
+        taught: what its layers learned, or would have.
+        depth: layers of the teacher.
+    """
+    left = {layer: taught[old] for layer, old in enumerate(kept) if old in taught}
+    # The last layer's output is what the head reads, whichever layer that now is.
+    return left | {len(kept) - 1: depth - 1}
 
 
 def check_depth(layers: Sequence[int], depth: int, what: str) -> None:
@@ -63,7 +83,7 @@ def check_depth(layers: Sequence[int], depth: int, what: str) -> None:
 def imitate(
     student: nn.Module,
     teaching: Teaching,
-    mapping: Sequence[int],
+    mapping: Mapping[int, int],
     spec: Distill | Prune,
     checkpoint: Checkpoint,
     *,
@@ -79,7 +99,7 @@ def imitate(
     Args:
         student: to train.
         teaching: what the teacher says of every text.
-        mapping: for each layer of the student the teacher's layer whose output it learns.
+        mapping: for layers of the student the teacher's layer whose output it learns, both from 0.
         spec: epochs, learning rate and temperature.
         checkpoint: the teacher, for its task.
         batch_size: texts in a step.
@@ -117,19 +137,19 @@ def _loss(
     student: nn.Module,
     encoder: Encoder,
     teaching: Teaching,
-    mapping: Sequence[int],
+    mapping: Mapping[int, int],
     batch: Sequence[Lesson],
     checkpoint: Checkpoint,
     temperature: float,
 ) -> torch.Tensor:
     ids, mask = pad(batch, teaching.pad_id)
-    with captured(encoder, range(len(mapping))) as states:
+    with captured(encoder, list(mapping)) as states:
         output = student(ids, mask)
     real = mask.bool()
     flat = output[real] if teaching.per_token else output
     loss = output_loss(flat, teaching.outputs_of(batch), checkpoint, temperature)
     text = torch.arange(len(batch)).repeat_interleave(real.sum(1))
-    hidden = [hidden_loss(states[layer][real], teaching.hidden_of(batch, of), text) for layer, of in enumerate(mapping)]
+    hidden = [hidden_loss(states[layer][real], teaching.hidden_of(batch, of), text) for layer, of in mapping.items()]
     loss = loss + HIDDEN_WEIGHT * torch.stack(hidden).mean()
     labelled = [row for row, lesson in enumerate(batch) if lesson.target is not None]
     if labelled:

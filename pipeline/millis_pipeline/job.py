@@ -8,7 +8,7 @@ from pathlib import Path
 
 from millis_pipeline.checkpoint import PACKAGE_PREFIX, infer_task, resolve
 from millis_pipeline.data import DataError, TextExamples, TokenExamples, read_text_examples, read_token_examples
-from millis_pipeline.recipe import Recipe, load_recipe
+from millis_pipeline.recipe import Recipe, RecipeError, load_recipe
 from millis_pipeline.variants import DEFAULT_VARIANTS, VariantRecipe
 from millis_server.manifest import TaskName
 
@@ -48,7 +48,7 @@ def read_job(source: str, arguments: argparse.Namespace) -> Job:
     """Tells a recipe from a checkpoint by its ending, and reads it.
 
     Raises:
-        RecipeError: the recipe is wrong.
+        RecipeError: the recipe is wrong, or `--teacher` is given without one.
     """
     if source.endswith((".yaml", ".yml")):
         recipe = load_recipe(Path(source), arguments.data_dir)
@@ -67,6 +67,8 @@ def read_job(source: str, arguments: argparse.Namespace) -> Job:
             max_quality_loss=recipe.max_quality_loss,
             variants=recipe.variants,
         )
+    if arguments.teacher is not None:
+        raise RecipeError(f"--teacher: it goes with a recipe, and {source} is a checkpoint")
     default = Path(source.removeprefix(PACKAGE_PREFIX)).name.lower().replace("_", "-")
     return Job(
         name=arguments.name or default,

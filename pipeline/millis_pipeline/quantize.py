@@ -35,7 +35,7 @@ VNNI_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where PyTorch's exporter writes down which module a node is from."""
 
-BLOCK = re.compile(r"(?:^|\.)layer\.(\d+)(\.attention)?")
+LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)(\.att)?")
 
 
 def needs_reduced_range(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
@@ -97,8 +97,8 @@ def _block(node: onnx.NodeProto) -> str:
     for entry in node.metadata_props:
         if entry.key == SCOPES:
             for scope in reversed(ast.literal_eval(entry.value)):
-                if match := BLOCK.search(scope):
-                    return f"layer {int(match[1]) + 1} {'attention' if '.attention' in scope else 'feed-forward'}"
+                if match := LAYER.search(scope):
+                    return f"layer {int(match[1]) + 1} {'attention' if match[2] else 'feed-forward'}"
     return "head"
 
 

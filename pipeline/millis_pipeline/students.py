@@ -16,13 +16,16 @@ from torch import nn
 from millis_pipeline.architectures import Encoder, Shape, depth_of, shaped
 from millis_pipeline.checkpoint import Checkpoint, CheckpointError
 from millis_pipeline.data import check_known, read_texts
-from millis_pipeline.distill import check_depth, imitate, taken_layers, taught_layers
+from millis_pipeline.distill import check_depth, imitate, recovered_layers, taken_layers, taught_layers
 from millis_pipeline.examples import Example, Task, prepare
 from millis_pipeline.finetune import read_examples
 from millis_pipeline.prune import check_prunable, chosen_shape, measure_importance
 from millis_pipeline.recipe import Recipe
 from millis_pipeline.teacher import Teaching, noisy, teach
 from millis_pipeline.variants import Distill, Prune, VariantRecipe
+
+TRAINING_VERSION = 1
+"""Goes up when the same recipe would train another student: those that were kept before are then not used."""
 
 
 def check_variants(variants: Sequence[VariantRecipe], folder: Path) -> None:
@@ -59,7 +62,7 @@ def training_texts(recipe: Recipe, checkpoint: Checkpoint) -> list[Example]:
         if recipe.label_separator is not None and not checkpoint.multi_label:
             raise CheckpointError(f"{checkpoint.source}: it gives a text 1 label; label_separator says several")
         labelled = read_examples(recipe, recipe.train)
-        check_known(labelled, checkpoint.labels, recipe.train)
+        check_known(labelled, checkpoint.labels, recipe.train, "one of the teacher's")
         task = Task(
             labels=checkpoint.labels,
             tokens=checkpoint.task == "token-classification",
@@ -107,7 +110,7 @@ class Students:
     def _train(self, variant: VariantRecipe, key: str) -> tuple[Checkpoint, tuple[str, ...]]:
         module = self._checkpoint.module
         depth = len(Encoder(module).layers)
-        mapping = list(range(depth))
+        mapping = taught_layers(depth, depth)
         shapes: list[Shape] = []
         steps: list[str] = []
         if variant.distill is not None:
@@ -121,8 +124,7 @@ class Students:
             what = f"{variant.name} importance"
             importance = measure_importance(module, self._checkpoint, self._examples, self._recipe.seed, what)
             shape = chosen_shape(importance, variant.prune)
-            # The last layer's output is what the head reads, whichever layer that now is.
-            mapping = [*(mapping[layer] for layer in shape.layers[:-1]), depth - 1]
+            mapping = recovered_layers(shape.layers, mapping, depth)
             module = shaped(module, shape)
             self._imitate(module, mapping, variant.prune, f"{variant.name} recovery")
             shapes.append(shape)
@@ -130,7 +132,9 @@ class Students:
         self._save(key, module, shapes, steps)
         return replace(self._checkpoint, module=module.eval()), tuple(steps)
 
-    def _imitate(self, module: nn.Module, mapping: list[int], spec: Distill | Prune, what: str) -> None:
+    def _imitate(self, module: nn.Module, mapping: dict[int, int], spec: Distill | Prune, what: str) -> None:
+        if spec.epochs == 0:
+            return
         imitate(
             module,
             self._teaching,
@@ -147,8 +151,18 @@ class Students:
     def _teaching(self) -> Teaching:
         """What the teacher says of all texts and their noisy copies, for all students."""
         copies = noisy(self._examples, self._recipe.noisy_copies, self._checkpoint.tokenizer, self._recipe.seed)
-        layers = range(len(Encoder(self._checkpoint.module).layers))
-        return teach(self._checkpoint, [*self._examples, *copies], layers, self._scratch, "teacher")
+        depth = len(Encoder(self._checkpoint.module).layers)
+        layers: set[int] = set()
+        for variant in self._recipe.variants:
+            if variant.trained:
+                count = variant.distill.layers if variant.distill is not None else depth
+                layers |= {*taught_layers(count, depth).values(), depth - 1}
+        return teach(self._checkpoint, [*self._examples, *copies], sorted(layers), self._scratch, "teacher")
+
+    @property
+    def _texts(self) -> int:
+        """Number of texts that a student learns from, noisy copies included."""
+        return len(self._examples) * (1 + self._recipe.noisy_copies)
 
     def _said(self, spec: Distill | Prune, shape: Shape, depth: int) -> str:
         """A step in words, for manifest and report."""
@@ -160,12 +174,13 @@ class Students:
             heads = f", heads {'/'.join(str(len(row)) for row in shape.heads)}" if shape.heads else ""
             neurons = f", neurons {'/'.join(str(len(row)) for row in shape.neurons)}" if shape.neurons else ""
             what = f"pruned to {kept}{heads}{neurons}"
-        return f"{what}; {spec.epochs} epochs on {len(self._teaching.lessons)} texts"
+        return f"{what}; {spec.epochs} epochs on {self._texts} texts"
 
     def _digest(self, variant: VariantRecipe) -> str:
         """Changes with everything that a student depends on: teacher, texts, steps and training settings."""
         recipe = self._recipe
         said = {
+            "training version": TRAINING_VERSION,
             "teacher": self._teacher_digest,
             "texts": self._texts_digest,
             "variant": variant.model_dump(include={"distill", "prune"}, mode="json"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from millis_pipeline.job import Job, read_job
-from millis_pipeline.recipe import load_recipe
+from millis_pipeline.recipe import RecipeError, load_recipe
 from millis_pipeline.variants import DEFAULT_VARIANTS
 
 RECIPE = "name: intent\ntask: text-classification\ncheckpoint: owner/base\ntrain: train.csv\n"
@@ -38,3 +38,9 @@ def test_a_teacher_is_taken_as_it_is_and_the_option_goes_before_the_key(tmp_path
         max_quality_loss=0.01,
         variants=DEFAULT_VARIANTS,
     )
+
+
+def test_a_teacher_without_a_recipe_is_refused() -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_job("owner/base", argparse.Namespace(teacher="kept/intent"))
+    assert str(caught.value) == "--teacher: it goes with a recipe, and owner/base is a checkpoint"

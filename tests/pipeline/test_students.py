@@ -21,7 +21,7 @@ from transformers import (
 
 from millis_pipeline.architectures import Encoder, Shape, shaped
 from millis_pipeline.checkpoint import Checkpoint, CheckpointError, load
-from millis_pipeline.distill import taken_layers, taught_layers
+from millis_pipeline.distill import recovered_layers, taken_layers, taught_layers
 from millis_pipeline.export import export_onnx
 from millis_pipeline.finetune import finetune
 from millis_pipeline.prune import kept_parts
@@ -196,7 +196,16 @@ def test_the_least_important_parts_go_wherever_they_are() -> None:
 def test_layers_are_spread_from_the_first_to_the_last() -> None:
     assert [taken_layers(Distill(layers=count), 6) for count in (1, 2, 3, 4)] == [[0], [0, 5], [0, 2, 5], [0, 2, 3, 5]]
     assert taken_layers(Distill(layers=2, from_layers=(1, 2)), 6) == [0, 1]
-    assert [taught_layers(count, 6) for count in (1, 2, 3, 4)] == [[5], [2, 5], [1, 3, 5], [1, 2, 3, 5]]
+    assert taught_layers(2, 6) == {0: 2, 1: 5}
+    assert taught_layers(3, 6) == {0: 1, 1: 3, 2: 5}
+    # Of many layers four are matched.
+    assert taught_layers(12, 12) == {2: 2, 5: 5, 8: 8, 11: 11}
+    assert taught_layers(6, 12) == {1: 3, 2: 5, 3: 7, 5: 11}
+
+
+def test_a_pruned_model_learns_what_its_layers_were_taught_and_its_last_one_the_last() -> None:
+    assert recovered_layers([0, 2, 4], taught_layers(6, 6), 6) == {1: 2, 2: 5}
+    assert recovered_layers([0, 1], taught_layers(2, 6), 6) == {0: 2, 1: 5}
 
 
 def deep(folder: Path) -> Path:
@@ -249,5 +258,5 @@ def test_what_cannot_be_made_smaller_is_refused_before_training(
 def test_texts_with_labels_that_the_teacher_lacks_are_refused(tmp_path) -> None:
     teacher = load("teacher", tiny.text_classifier(tmp_path / "teacher"))
     written = recipe(tmp_path, "text-classification", train=labelled(tmp_path))
-    with pytest.raises(ValueError, match=r"train.csv:2: label 'buy' is not in the training data"):
+    with pytest.raises(ValueError, match=r"train.csv:2: label 'buy' is not one of the teacher's$"):
         training_texts(written, teacher)
