@@ -48,6 +48,8 @@ class Answer(Generic[Result]):
     choice: Choice
     tokens: int
     """Tokens sent to the model, special ones included."""
+    padded_tokens: int
+    """Tokens that the model computed beside those."""
     truncated: Sequence[int]
     times: Times
 
@@ -90,25 +92,25 @@ class Inference:
                 prepared = task.preprocess(served.manifest, served.tokenizer)
             tokenized = perf_counter()
             try:
-                outputs, queued = await served.lane.run(prepared.rows)
+                ran = await served.lane.run(prepared.rows)
             except StubDied:
                 self._reloader.recover(served.manifest.triton_model)
                 raise
             inferred = perf_counter()
             if off_loop:
-                results = await asyncio.to_thread(task.postprocess, served.manifest, outputs)
+                results = await asyncio.to_thread(task.postprocess, served.manifest, ran.outputs)
             else:
-                results = task.postprocess(served.manifest, outputs)
+                results = task.postprocess(served.manifest, ran.outputs)
         done = perf_counter()
         times = Times(
             total=done - started,
             tokenize=tokenized - started,
-            queue=queued,
-            infer=inferred - tokenized - queued,
+            queue=ran.queued,
+            infer=inferred - tokenized - ran.queued,
             postprocess=done - inferred,
         )
         tokens = sum([len(row.ids) for row in prepared.rows])
-        return Answer(results, choice, tokens, prepared.truncated, times)
+        return Answer(results, choice, tokens, ran.padded, prepared.truncated, times)
 
     @contextmanager
     def _admitted(self, inputs: int) -> Iterator[None]:

@@ -155,7 +155,7 @@ def _info(request: InferenceRequest, answer: Answer[Any], inputs: int) -> types.
             degraded=choice.degraded,
             reason=choice.reason,
         ),
-        usage=types.Usage(inputs=inputs, tokens=answer.tokens),
+        usage=types.Usage(inputs=inputs, tokens=answer.tokens, padded_tokens=answer.padded_tokens),
         cache_status=types.CACHE_STATUS_DISABLED,
         truncated_inputs=answer.truncated,
     )

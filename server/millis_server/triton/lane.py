@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,23 @@ from millis_server.triton.client import TritonClient, infer_path
 from millis_server.triton.tensors import pack, unpack
 
 
+class Ran(NamedTuple):
+    """What came of the rows of one call."""
+
+    outputs: list[NDArray[np.float32]]
+    """One for each row, in order; for tokens [at least the row's tokens, labels]."""
+    queued: float
+    """Longest time, in seconds, that a part waited in the lane's queue."""
+    padded: int
+    """Tokens that the engine computed for these rows beside their own."""
+
+
 class _Entry:
     """Rows of one call that travel together."""
 
     __slots__ = ("done", "enqueued", "rows", "sent")
 
-    def __init__(self, rows: Sequence[Row], done: asyncio.Future[NDArray[np.float32]]) -> None:
+    def __init__(self, rows: Sequence[Row], done: asyncio.Future[Ran]) -> None:
         self.rows = rows
         self.done = done
         self.enqueued = perf_counter()
@@ -43,6 +55,10 @@ class Lane:
         version: as in the repository.
         width: Triton requests under way at once.
         max_batch: most rows in one Triton request.
+
+    Attributes:
+        tokens: real tokens computed so far.
+        padded_tokens: tokens computed so far beside the real ones.
     """
 
     def __init__(self, client: TritonClient, manifest: Manifest, version: str, width: int, max_batch: int) -> None:
@@ -54,8 +70,10 @@ class Lane:
         self._max_batch = max_batch
         self._waiting: deque[_Entry] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.tokens = 0
+        self.padded_tokens = 0
 
-    async def run(self, rows: Sequence[Row]) -> tuple[list[NDArray[np.float32]], float]:
+    async def run(self, rows: Sequence[Row]) -> Ran:
         """Runs rows through the model.
 
         A long list is cut into requests of rows of like length and never holds more than the lane's width of
@@ -64,39 +82,31 @@ class Lane:
         Args:
             rows: at least one.
 
-        Returns:
-            One output for each row, in order; for tokens [at least the row's tokens, labels]. And the longest
-            time, in seconds, that a part waited in this queue.
-
         Raises:
             MillisError: as `TritonClient.infer`.
         """
         if len(rows) <= self._max_batch:
-            entry = self._enter(rows)
-            return list(await entry.done), entry.sent - entry.enqueued
+            return await self._enter(rows).done
         order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
         parts = [order[start : start + self._max_batch] for start in range(0, len(order), self._max_batch)]
         places = asyncio.Semaphore(self._width)
 
-        async def run_part(part: list[int]) -> tuple[NDArray[np.float32], float]:
+        async def run_part(part: list[int]) -> Ran:
             async with places:
-                entry = self._enter([rows[index] for index in part])
-                return await entry.done, entry.sent - entry.enqueued
+                return await self._enter([rows[index] for index in part]).done
 
         outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
-        longest = 0.0
         try:
             async with asyncio.TaskGroup() as group:
                 running = [group.create_task(run_part(part)) for part in parts]
         except ExceptionGroup as failed:
             # The first failure cancelled the other parts; the caller hears of it as of any single failure.
             raise failed.exceptions[0] from None
-        for part, task in zip(parts, running, strict=True):
-            output, waited = task.result()
-            longest = max(longest, waited)
-            for index, row in zip(part, output, strict=True):
+        ran = [task.result() for task in running]
+        for part, done in zip(parts, ran, strict=True):
+            for index, row in zip(part, done.outputs, strict=True):
                 outputs[index] = row
-        return outputs, longest
+        return Ran(outputs, max(done.queued for done in ran), sum(done.padded for done in ran))
 
     async def drain(self) -> None:
         """Waits until nothing is waiting or under way."""
@@ -138,17 +148,22 @@ class Lane:
         try:
             body, header_length = pack(manifest.inputs, manifest.pad_id, rows)
             answer = await self._client.infer(self._path, body, header_length)
-            output = unpack(answer, rows, manifest.per_token)
+            output, padding = unpack(answer, rows, manifest.per_token)
         except Exception as error:  # every caller of the batch must hear of it
             for entry in batch:
                 if not entry.done.done():
                     entry.done.set_exception(error)
             return
+        self.tokens += sum([len(row.ids) for row in rows])
+        if padding is not None:
+            self.padded_tokens += int(padding.sum())
         start = 0
         for entry in batch:
+            end = start + len(entry.rows)
             if not entry.done.done():
-                entry.done.set_result(output[start : start + len(entry.rows)])
-            start += len(entry.rows)
+                padded = 0 if padding is None else int(padding[start:end].sum())
+                entry.done.set_result(Ran(list(output[start:end]), entry.sent - entry.enqueued, padded))
+            start = end
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
