@@ -11,7 +11,7 @@ MODELS ?= embed intent sentiment ner
 PIP := $(BIN)/python -m pip --disable-pip-version-check --timeout 120
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve models test test-slow check format protos drift bench demo clean
+.PHONY: help setup serve models test test-slow check format protos drift bench bench-padding demo clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ drift: $(READY) ## fail when the committed stubs differ from the protos
 
 bench: models ## measure engine, Triton, gateway and SDK side by side and print a table
 	$(BIN)/python -m benchmarks.overhead --repository $(REPOSITORY)
+
+bench-padding: models ## measure mixed lengths grouped and padded to the longest, through Triton
+	$(BIN)/python -m benchmarks.padding --repository $(REPOSITORY)
 
 demo: $(READY) ## ask a running gateway a few questions
 	$(BIN)/python examples/quickstart.py

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import onnxruntime
 from tqdm import tqdm
 
+from millis_pipeline.machine import machine
 from millis_pipeline.run import Feeds, onnx_runner
 from millis_server.manifest import LatencyPoint, LatencyProfile
 
@@ -55,13 +54,3 @@ def measure(path: Path, names: tuple[str, ...], max_tokens: int, what: str) -> L
     return LatencyProfile(
         machine=machine(), engine=f"onnxruntime {onnxruntime.__version__}", threads=1, points=tuple(points)
     )
-
-
-def machine() -> str:
-    """Processor and number of cores that this process may use."""
-    name = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            name = line.partition(":")[2].strip()
-            break
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
