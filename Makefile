@@ -11,7 +11,7 @@ MODELS ?= embed intent sentiment ner
 PIP := $(BIN)/python -m pip --disable-pip-version-check --timeout 120
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve models test test-slow check format protos drift bench bench-routing bench-eager demo clean
+.PHONY: help setup serve models test test-slow check format protos drift bench bench-routing bench-eager bench-padding demo clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ bench-routing: models ## measure routing by deadline under load, against the sam
 
 bench-eager: $(READY) ## measure published variants against PyTorch behind a plain server (CHECKPOINT=, MODEL=, TEXTS=)
 	$(BIN)/python -m benchmarks.eager --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) --model $(MODEL) --texts $(TEXTS)
+
+bench-padding: models ## measure mixed lengths grouped and padded to the longest, through Triton
+	$(BIN)/python -m benchmarks.padding --repository $(REPOSITORY)
 
 demo: $(READY) ## ask a running gateway a few questions
 	$(BIN)/python examples/quickstart.py

@@ -25,6 +25,7 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 128 + signal.SIGINT
 _EXTRAS = {
     "serve": ("millis_server.server", "server", "start a gateway (extra: server)"),
     "build": ("millis_pipeline.build", "pipeline", "build and publish a model (extra: pipeline)"),
+    "tune": ("millis_pipeline.tune", "pipeline", "find how a model runs best on this machine (extra: pipeline)"),
 }
 """Commands of the other extras: module whose `main(argv)` runs them, extra, help."""
 

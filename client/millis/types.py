@@ -42,6 +42,8 @@ class Usage:
     """Texts, or query and document pairs, answered."""
     tokens: int
     """Tokens as the model reads them, special tokens included, padding not; also those answered from the cache."""
+    padded_tokens: int = 0
+    """Tokens that the model computed beside those, because inputs of other lengths shared a batch with them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import onnxruntime
 from tqdm import tqdm
 
+from millis_pipeline.machine import machine
 from millis_pipeline.run import Feeds, Runner, onnx_runner
 from millis_server.manifest import LatencyPoint, LatencyProfile
 
@@ -79,13 +78,3 @@ def _run(runner: Runner, feeds: Feeds) -> list[float]:
 def single_text_ms(profile: LatencyProfile) -> float:
     """Geometric mean of the medians of one text over the lengths: one number to compare variants of a model by."""
     return geometric_mean(point.p50_ms for point in profile.points if point.batch == 1)
-
-
-def machine() -> str:
-    """Processor and number of cores that this process may use."""
-    name = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            name = line.partition(":")[2].strip()
-            break
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"

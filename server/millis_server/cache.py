@@ -53,6 +53,8 @@ class Outputs:
     queued: float
     """Longest time in the lane's queue, in seconds; 0 when all was known."""
     status: Status
+    padded: int = 0
+    """Tokens that the engine computed beside those of the rows."""
     own: bool = True
     """Whether all of it was computed for this call alone, so that the time it took tells how long rows take."""
 
@@ -120,8 +122,8 @@ class AnswerCache:
             MillisError: as `Lane.run`.
         """
         if not self.max_bytes or policy == "bypass":
-            outputs, queued = await lane.run(rows, expires)
-            return Outputs(outputs, queued, "bypassed" if self.max_bytes else "disabled")
+            ran = await lane.run(rows, expires)
+            return Outputs(ran.outputs, ran.queued, "bypassed" if self.max_bytes else "disabled", ran.padded)
         keys = [_key(lane, row) for row in rows]
         found = self._find(keys) if policy == "default" else {}
         hits = len([key for key in keys if key in found])
@@ -134,8 +136,8 @@ class AnswerCache:
         counts.shared += len(keys) - hits - len(wanted)
         flights = self._flights_for(lane, wanted, len(rows), expires, join=policy == "default")
         own = len(flights) == 1 and not flights[0].callers and len(flights[0].places) == len(keys)
-        queued = await _land(flights, found)
-        return Outputs([found[key] for key in keys], queued, "partial" if hits else "miss", own)
+        queued, padded = await _land(flights, found)
+        return Outputs([found[key] for key in keys], queued, "partial" if hits else "miss", padded, own)
 
     async def keep_only(self, lanes: Collection[Lane]) -> None:
         """Drops what other lanes than these computed.
@@ -198,7 +200,7 @@ class AnswerCache:
                 del self._flights[key]
         if flight.future.cancelled() or flight.future.exception() is not None:
             return
-        outputs, _ = flight.future.result()
+        outputs = flight.future.result().outputs
         counts = self._counts_of(lane)
         row_seconds = (perf_counter() - flight.started) / len(outputs)
         counts.row_seconds += (SMOOTHING if counts.row_seconds else 1.0) * (row_seconds - counts.row_seconds)
@@ -232,26 +234,29 @@ class AnswerCache:
         return counts
 
 
-async def _land(flights: Sequence[_Flight], found: dict[bytes, Output]) -> float:
-    """Waits for flights, adds what they bring to `found`, and returns the longest time in the lane's queue.
+async def _land(flights: Sequence[_Flight], found: dict[bytes, Output]) -> tuple[float, int]:
+    """Waits for flights and adds what they bring to `found`.
 
     A caller that leaves, or hears of a failure, ends the flights that nobody else waits for.
+
+    Returns:
+        The longest time in the lane's queue, in seconds, and the tokens of padding that the flights took.
     """
     for flight in flights:
         flight.callers += 1
-    longest = 0.0
+    longest, padded = 0.0, 0
     try:
         for flight in flights:
-            outputs, queued = await asyncio.shield(flight.future)
-            longest = max(longest, queued)
+            ran = await asyncio.shield(flight.future)
+            longest, padded = max(longest, ran.queued), padded + ran.padded
             for key, place in flight.places.items():
-                found.setdefault(key, outputs[place])
+                found.setdefault(key, ran.outputs[place])
     finally:
         for flight in flights:
             flight.callers -= 1
             if not flight.callers:
                 flight.future.cancel()
-    return longest
+    return longest, padded
 
 
 def _key(lane: Lane, row: Row) -> bytes:

@@ -64,6 +64,7 @@ class Variant:
         current: what takes traffic.
         standby: the version before, still loaded: rolling back to it takes no time.
         refused: versions that failed, by version.
+        config_stamp: tells the config.pbtxt that Triton has read from a newer one; None before the first.
     """
 
     manifest: Manifest
@@ -72,6 +73,7 @@ class Variant:
     current: Served | None = None
     standby: Served | None = None
     refused: dict[str, Refusal] = field(default_factory=dict)
+    config_stamp: tuple[int, int] | None = None
 
     def serving(self, version: str) -> Served | None:
         """The version asked for, or the current one for an empty `version`; None when it is not loaded."""

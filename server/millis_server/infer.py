@@ -52,6 +52,8 @@ class Answer(Generic[Result]):
     choice: Choice
     tokens: int
     """Tokens of the inputs as the model reads them, special ones included."""
+    padded_tokens: int
+    """Tokens that the model computed beside those."""
     truncated: Sequence[int]
     times: Times
     cache: Status
@@ -142,7 +144,7 @@ class Inference:
         tokens = sum([len(row.ids) for row in prepared.rows])
         if not prepared.truncated:
             self._predictor.learn_density(served.manifest.model, len(prepared.rows), tokens, demand.characters)
-        return Answer(results, choice, tokens, prepared.truncated, times, outputs.status)
+        return Answer(results, choice, tokens, outputs.padded, prepared.truncated, times, outputs.status)
 
     def _choose(self, variants: Sequence[Variant], demand: Demand, wishes: Wishes) -> Choice:
         """Chooses the version that answers, and counts the decision."""

@@ -4,6 +4,9 @@ Triton keeps the two newest versions of a variant loaded (`version_policy` in it
 the version it wants. So a new version loads beside the old one, is warmed and answers its self-check; then one
 assignment moves traffic, and with it tokenizer and labels. The version before stays loaded: deleting the new one
 moves traffic back in no time. A version that fails at any step is refused and changes nothing.
+
+A config.pbtxt that changes, as `millis tune --apply` changes it, is followed the same way: Triton loads the variant
+anew and answers with the old processes until the new ones are ready.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +22,7 @@ from millis_server import repository, selfcheck
 from millis_server.catalogue import Catalogue, Refusal, Served, State, Variant
 from millis_server.errors import LoadFailed, MillisError, ModelNotFound, ModelUnavailable
 from millis_server.manifest import TOKENIZER_FILE, Manifest, ManifestError, read_manifest, verify_files
-from millis_server.settings import Settings
+from millis_server.settings import MAX_LANES, Settings
 from millis_server.tokenizer import Tokenizer
 from millis_server.triton.client import TritonClient
 from millis_server.triton.lane import Lane
@@ -146,7 +150,58 @@ class Reloader:
                     return
             for gone in variant.refused.keys() - set(versions):
                 del variant.refused[gone]
+            await self._follow_config(name, variant)
             await self._bring_newest(name, variant, versions)
+
+    async def _follow_config(self, name: str, variant: Variant) -> None:
+        """Has Triton take a changed config.pbtxt. One that it refuses changes nothing, and `reason` says why."""
+        stamp = await asyncio.to_thread(repository.config_stamp, self._settings.model_repository / name)
+        before, variant.config_stamp = variant.config_stamp, stamp
+        if before in (None, stamp):
+            return
+        # What was refused may do with another config.
+        variant.refused.clear()
+        if variant.current is None:
+            return
+        variant.reason = ""
+        try:
+            await self._client.load(name)
+        except ModelUnavailable as error:
+            LOG.warning("%s: %s", name, error)
+            variant.config_stamp = before
+            return
+        except MillisError as error:
+            LOG.error("%s: its changed config.pbtxt was refused: %s", name, error)
+            variant.reason = f"its changed config.pbtxt was refused: {error}"
+        await self._renew_lanes(name, variant)
+        self._catalogue.changed(variant.manifest.model)
+
+    async def _renew_lanes(self, name: str, variant: Variant) -> None:
+        """Gives the loaded versions lanes that fit the config they run with now, once they pass their self-check."""
+        leaving = [served for served in (variant.current, variant.standby) if served is not None]
+        try:
+            renewed = [replace(old, lane=await self._lane(old.manifest, old.version)) for old in leaving]
+            for served in renewed:
+                await selfcheck.check(served)
+        except (VersionRefused, selfcheck.SelfCheckFailed, MillisError) as error:
+            # Triton has the new config already. What answers wrongly must not answer: it comes back when the file
+            # is mended.
+            LOG.error("%s: with its changed config.pbtxt: %s", name, error)
+            await self._take_out(variant, State.FAILED, f"with its changed config.pbtxt: {error}")
+            return
+        variant.current, variant.standby = renewed[0], (renewed[1] if len(renewed) > 1 else None)
+        LOG.info("%s runs with its changed config.pbtxt", name)
+        for served in leaving:
+            await served.lane.drain()
+
+    async def _lane(self, manifest: Manifest, version: str) -> Lane:
+        """A lane as wide as the version's config asks for, or else the settings; batches fit both."""
+        config = await self._client.config(manifest.triton_model, version)
+        width = config.get("parameters", {}).get("lanes", {}).get("string_value", str(self._settings.lanes))
+        if not width.isdecimal() or not 1 <= int(width) <= MAX_LANES:
+            raise VersionRefused(f"config.pbtxt: parameter lanes must be from 1 to {MAX_LANES}, not {width!r}")
+        max_batch = min(self._settings.max_batch, max(1, config["max_batch_size"]))
+        return Lane(self._client, manifest, version, int(width), max_batch)
 
     async def _bring_newest(self, name: str, variant: Variant, versions: list[str]) -> None:
         for version in versions:
@@ -203,9 +258,8 @@ class Reloader:
         state = await self._load_in_triton(name, version)
         if state != READY:
             raise VersionRefused(f"Triton did not load it: {state}")
-        lane = Lane(self._client, manifest, version, self._settings.lanes, self._settings.max_batch)
-        served = Served(manifest, version, tokenizer, lane)
         try:
+            served = Served(manifest, version, tokenizer, await self._lane(manifest, version))
             await selfcheck.check(served)
         except (selfcheck.SelfCheckFailed, MillisError) as error:
             raise VersionRefused(str(error)) from error

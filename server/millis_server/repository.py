@@ -39,3 +39,19 @@ def scan(repository: Path) -> dict[str, list[str]]:
         if numbers:
             found[folder.name] = [str(number) for number in numbers]
     return found
+
+
+def config_stamp(folder: Path) -> tuple[int, int]:
+    """Tells one config.pbtxt of a variant from the next: it differs after a write and after a rename.
+
+    Args:
+        folder: of the variant.
+
+    Returns:
+        Time of change in nanoseconds and inode; zeros when the file is gone.
+    """
+    try:
+        found = (folder / CONFIG_FILE).stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_ino

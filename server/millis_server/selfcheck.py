@@ -26,8 +26,8 @@ async def check(served: Served) -> None:
     """
     manifest = served.manifest
     for expected in manifest.self_check:
-        (output,), _ = await served.lane.run([_row(served, expected)])
-        _compare(expected, _flat(output), manifest.tolerance)
+        ran = await served.lane.run([_row(served, expected)])
+        _compare(expected, _flat(ran.outputs[0]), manifest.tolerance)
     first = _row(served, manifest.self_check[0])
     filler = first.ids[len(first.ids) // 2]
     for tokens in WARM_TOKENS:

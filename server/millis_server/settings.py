@@ -9,6 +9,9 @@ from typing import Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+MAX_LANES = 64
+"""More Triton requests under way at once would only wait there."""
+
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message is one line and names it."""
@@ -65,12 +68,15 @@ class Settings(BaseSettings):
     lanes: int = Field(
         2,
         ge=1,
-        le=64,
-        description="Triton requests under way at once for one model version; calls beyond them share the next. "
-        "Match the model's instances times workers",
+        le=MAX_LANES,
+        description="Triton requests under way at once for one model version, where its config.pbtxt has no "
+        "parameter `lanes` (`millis tune` writes one); calls beyond them share the next. Match the model's workers",
     )
     max_batch: int = Field(
-        32, ge=1, le=1024, description="most texts in one Triton request, at most the model's max_batch_size"
+        32,
+        ge=1,
+        le=1024,
+        description="most texts in one Triton request; a model whose max_batch_size is smaller gets no more than that",
     )
     cache_bytes: int = Field(
         64 * 1024 * 1024,

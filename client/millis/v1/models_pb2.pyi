@@ -197,7 +197,10 @@ class ModelVariant(_message.Message):
     state: Global___VariantState.ValueType
     """Whether it answers."""
     reason: _builtins.str
-    """Why it is in this state, when it is not VARIANT_STATE_READY."""
+    """Why it is in this state, when it is not VARIANT_STATE_READY; or why a change
+    of its config.pbtxt was refused, while it goes on with the one before.
+    Default: empty.
+    """
     version: _builtins.str
     """Version that takes traffic; empty when none does."""
     is_default: _builtins.bool

@@ -383,21 +383,28 @@ class Usage(_message.Message):
 
     INPUTS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    PADDED_TOKENS_FIELD_NUMBER: _builtins.int
     inputs: _builtins.int
     """Number of inputs (texts, or query and document pairs) answered."""
     tokens: _builtins.int
     """Number of tokens of the inputs as the model reads them, special tokens
     included, padding not. Inputs answered from the cache count like others.
     """
+    padded_tokens: _builtins.int
+    """Number of tokens that the model computed for these inputs beside `tokens`,
+    because inputs of other lengths, of this call or of others, shared a batch
+    with them. Default: 0, as for a text that was alone.
+    """
     def __init__(
         self,
         *,
         inputs: _builtins.int = ...,
         tokens: _builtins.int = ...,
+        padded_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "padded_tokens", b"padded_tokens", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -102,9 +102,22 @@ class TritonClient:
             if entry["name"] == model and "version" in entry
         }
 
-    async def _control(self, path: str, body: dict[str, str], timeout: float) -> Any:
+    async def config(self, model: str, version: str) -> dict[str, Any]:
+        """Returns the config that a loaded version runs with, as Triton's ModelConfig in JSON.
+
+        Raises:
+            BackendFault, ModelUnavailable: as `load`.
+        """
+        found: dict[str, Any] = await self._control(
+            f"/v2/models/{model}/versions/{version}/config", None, CONTROL_TIMEOUT
+        )
+        return found
+
+    async def _control(self, path: str, body: dict[str, str] | None, timeout: float) -> Any:
+        """One call outside the path of requests: POST, or GET without a body."""
+        method, content = (b"GET", b"") if body is None else (b"POST", json.dumps(body).encode())
         try:
-            response = await self._pool.request(b"POST", path.encode(), json.dumps(body).encode(), timeout=timeout)
+            response = await self._pool.request(method, path.encode(), content, timeout=timeout)
         except (ConnectionFailed, TimeoutError) as error:
             raise ModelUnavailable(f"Triton does not answer: {error or f'no answer within {timeout:g} s'}") from error
         if response.status != 200:

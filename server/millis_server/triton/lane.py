@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from math import inf
 from time import perf_counter
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,18 @@ from millis_server.tokenizer import Row
 from millis_server.triton.client import TritonClient, infer_path
 from millis_server.triton.tensors import pack, unpack
 
-Ran: TypeAlias = tuple[list[NDArray[np.float32]], float]
-"""One output for each row, in order; for tokens [at least the row's tokens, labels]. And the longest time, in
-seconds, that a part waited in the lane's queue."""
-
 _numbers = itertools.count()
+
+
+class Ran(NamedTuple):
+    """What came of the rows of one call."""
+
+    outputs: list[NDArray[np.float32]]
+    """One for each row, in order; for tokens [at least the row's tokens, labels]."""
+    queued: float
+    """Longest time, in seconds, that a part waited in the lane's queue."""
+    padded: int
+    """Tokens that the engine computed for these rows beside their own."""
 
 
 class _Entry:
@@ -57,6 +64,8 @@ class Lane:
     Attributes:
         manifest: of the version.
         identity: 8 bytes that no other lane of this process has or had, not even one to the same version loaded anew.
+        tokens: real tokens computed so far.
+        padded_tokens: tokens computed so far beside the real ones.
     """
 
     def __init__(self, client: TritonClient, manifest: Manifest, version: str, width: int, max_batch: int) -> None:
@@ -69,6 +78,8 @@ class Lane:
         self._max_batch = max_batch
         self._waiting: deque[_Entry] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.tokens = 0
+        self.padded_tokens = 0
 
     async def run(self, rows: Sequence[Row], expires: float = inf) -> Ran:
         """Runs rows through the model; arguments as `start`.
@@ -104,19 +115,17 @@ class Lane:
                 return await self._enter([rows[index] for index in part], expires)
 
         outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
-        longest = 0.0
         try:
             async with asyncio.TaskGroup() as group:
                 running = [group.create_task(run_part(part)) for part in parts]
         except ExceptionGroup as failed:
             # The first failure cancelled the other parts; the caller hears of it as of any single failure.
             raise failed.exceptions[0] from None
-        for part, task in zip(parts, running, strict=True):
-            part_outputs, waited = task.result()
-            longest = max(longest, waited)
-            for index, output in zip(part, part_outputs, strict=True):
-                outputs[index] = output
-        return outputs, longest
+        ran = [task.result() for task in running]
+        for part, done in zip(parts, ran, strict=True):
+            for index, row in zip(part, done.outputs, strict=True):
+                outputs[index] = row
+        return Ran(outputs, max(done.queued for done in ran), sum(done.padded for done in ran))
 
     async def drain(self) -> None:
         """Waits until nothing is waiting or under way."""
@@ -160,17 +169,22 @@ class Lane:
         try:
             body, header_length = pack(manifest.inputs, manifest.pad_id, rows)
             answer = await self._client.infer(self._path, body, header_length)
-            output = unpack(answer, rows, manifest.per_token)
+            output, padding = unpack(answer, rows, manifest.per_token)
         except Exception as error:  # every caller of the batch must hear of it
             for entry in batch:
                 if not entry.done.done():
                     entry.done.set_exception(error)
             return
+        self.tokens += sum([len(row.ids) for row in rows])
+        if padding is not None:
+            self.padded_tokens += int(padding.sum())
         start = 0
         for entry in batch:
+            end = start + len(entry.rows)
             if not entry.done.done():
-                entry.done.set_result((list(output[start : start + len(entry.rows)]), sent - entry.enqueued))
-            start += len(entry.rows)
+                padded = 0 if padding is None else int(padding[start:end].sum())
+                entry.done.set_result(Ran(list(output[start:end]), sent - entry.enqueued, padded))
+            start = end
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -16,6 +16,9 @@ from millis_server.manifest import TensorName
 from millis_server.tokenizer import Row
 from millis_server.triton.connection import HttpResponse
 
+PADDING = b'"name":"padding"'
+"""How the JSON part names the backend's second output, INT32 [rows, 1]."""
+
 
 def pack(inputs: Sequence[TensorName], pad_id: int, rows: Sequence[Row]) -> tuple[bytes, int]:
     """Packs rows, padded on the right to the longest, as INT64 tensors [rows, tokens].
@@ -53,20 +56,33 @@ def pack(inputs: Sequence[TensorName], pad_id: int, rows: Sequence[Row]) -> tupl
     return b"".join([header, *tensors]), len(header)
 
 
-def unpack(response: HttpResponse, rows: Sequence[Row], per_token: bool) -> NDArray[np.float32]:
-    """Returns the only output of an answer, a read-only view of its bytes.
+def unpack(
+    response: HttpResponse, rows: Sequence[Row], per_token: bool
+) -> tuple[NDArray[np.float32], NDArray[np.int32] | None]:
+    """Returns the output of an answer, and the padding that was computed for it: read-only views of its bytes.
 
-    Its shape follows from what was asked, so that the JSON part need not be read.
+    Their shapes follow from what was asked, so that the JSON part need not be parsed.
 
     Args:
         response: of Triton.
         rows: what was asked.
         per_token: whether the output is [rows, tokens, values], or else [rows, values].
+
+    Returns:
+        The output, and for each row the padded tokens [rows], or None when nothing was padded.
     """
-    values = np.frombuffer(response.body, np.float32, offset=response.header_length)
+    body, start = response.body, response.header_length
+    padding = None
+    # The backend sends `padding` after the output, and only where there is some; a lone row never has.
+    if len(rows) > 1 and body.find(PADDING, 0, start) >= 0:
+        end = len(body) - 4 * len(rows)
+        padding = np.frombuffer(body, np.int32, offset=end)
+        values = np.frombuffer(body, np.float32, (end - start) // 4, start)
+    else:
+        values = np.frombuffer(body, np.float32, offset=start)
     if per_token:
-        return values.reshape(len(rows), max([len(row.ids) for row in rows]), -1)
-    return values.reshape(len(rows), -1)
+        return values.reshape(len(rows), max([len(row.ids) for row in rows]), -1), padding
+    return values.reshape(len(rows), -1), padding
 
 
 def _tensor(name: TensorName, pad_id: int, rows: Sequence[Row], width: int) -> bytes:

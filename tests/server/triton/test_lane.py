@@ -40,8 +40,8 @@ def lane(triton: HeldTriton) -> Lane:
 
 
 async def ask(lane: Lane, *values: int) -> list[float]:
-    outputs, _ = await lane.run([Row([value] * (1 + value % 3)) for value in values])
-    return [float(output[0]) for output in outputs]
+    ran = await lane.run([Row([value] * (1 + value % 3)) for value in values])
+    return [float(output[0]) for output in ran.outputs]
 
 
 def sums(*values: int) -> list[float]:

@@ -57,8 +57,8 @@ def test_mixed_requests_are_answered_as_each_row_alone(by_token):
     requests = [request(3), request(7, 2, 5), request(4, 4, width=9), request(60, 1)]
     engine = SumEngine(by_token)
     with ThreadPoolExecutor(1) as pool:
-        outputs = run_unpadded(engine, requests, 2, pool)
-    for feeds, output in zip(requests, outputs, strict=True):
+        answers = run_unpadded(engine, requests, 2, pool)
+    for feeds, (output, _) in zip(requests, answers, strict=True):
         mask = feeds["attention_mask"]
         assert output.shape == ((*mask.shape, 2) if by_token else (len(mask), 2))
         for row, length in enumerate(mask.sum(1)):
@@ -66,6 +66,28 @@ def test_mixed_requests_are_answered_as_each_row_alone(by_token):
             answer = output[row, :length] if by_token else output[row]
             assert answer.tolist() == alone.tolist()
     assert engine.padded <= (1 + MAX_PADDING) * engine.real
+
+
+def test_padding_is_told_text_by_text_and_adds_up_to_what_the_engine_computed():
+    requests = [request(20, 20), request(19), request(3)]
+    engine = SumEngine()
+    paddings = [padding for _, padding in run_unpadded(engine, requests, max_padding=0.05)]
+    assert [padding if padding is None else padding.tolist() for padding in paddings] == [None, [[1]], None]
+    assert engine.padded - engine.real == 1
+
+
+def test_a_lone_text_is_told_no_padding():
+    ((_, padding),) = run_unpadded(SumEngine(), [request(7)])
+    assert padding is None
+
+
+def test_unlimited_padding_gives_each_worker_one_group_in_the_order_of_arrival():
+    assert plan([5, 200, 7, 9, 11], 2, max_padding=None) == [[[0, 1, 2]], [[3, 4]]]
+    requests = [request(5, 200), request(7)]
+    engine = SumEngine()
+    answers = run_unpadded(engine, requests, max_padding=None)
+    assert engine.padded == 600
+    assert [padding.tolist() for _, padding in answers if padding is not None] == [[[195], [0]], [[193]]]
 
 
 def test_a_failure_of_a_worker_reaches_the_caller():

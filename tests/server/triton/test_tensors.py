@@ -54,5 +54,16 @@ def test_the_shape_of_an_answer_follows_from_what_was_asked() -> None:
     values = np.arange(12, dtype=np.float32)
     response = HttpResponse(200, len(header), header + values.tobytes())
     rows = [Row([1, 2]), Row([3])]
-    assert unpack(response, rows, per_token=False).tolist() == values.reshape(2, 6).tolist()
-    assert unpack(response, rows, per_token=True).tolist() == values.reshape(2, 2, 3).tolist()
+    for per_token, shape in ((False, (2, 6)), (True, (2, 2, 3))):
+        output, padding = unpack(response, rows, per_token)
+        assert output.tolist() == values.reshape(shape).tolist()
+        assert padding is None
+
+
+def test_padding_comes_after_the_output() -> None:
+    header = b'{"outputs":[{"name":"logits"},{"name":"padding","datatype":"INT32","shape":[2,1]}]}'
+    values = np.arange(4, dtype=np.float32)
+    body = header + values.tobytes() + np.array([0, 3], np.int32).tobytes()
+    output, padding = unpack(HttpResponse(200, len(header), body), [Row([1, 2, 3, 4]), Row([5])], per_token=False)
+    assert output.tolist() == [[0, 1], [2, 3]]
+    assert padding is not None and padding.tolist() == [0, 3]

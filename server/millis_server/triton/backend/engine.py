@@ -1,19 +1,29 @@
-"""The engine interface of the `millis` backend and its ONNX Runtime implementation.
+"""What an engine of the `millis` backend is, and which ones there are.
 
-An engine runs dense tensors; it knows nothing of Triton, requests or batches. Another engine is another class
-with the same three members.
+An engine runs dense tensors; it knows nothing of Triton, requests or batches. Another one is a file
+`engine_<name>.py` with a function `load`, and its name in `ENGINES`. Its library is imported only when a config
+asks for it.
 """
 
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
+
+ENGINES = ("onnxruntime", "openvino")
+"""Values of the config's parameter `engine`; the first is the default."""
+
+DEVICES = ("cpu", "cuda")
+"""Values of the config's parameter `device`; the first is the default. Not every engine has every device."""
 
 
 class Engine(Protocol):
-    """Runs one graph."""
+    """Runs one graph; several threads may call it at once."""
 
     inputs: tuple[str, ...]
     """Names of the graph's inputs, each INT64 [texts, tokens]."""
@@ -22,26 +32,43 @@ class Engine(Protocol):
     """Name of the graph's output."""
 
     def run(self, feeds: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Runs the graph on `feeds` (INT64 [texts, tokens] each) and returns its FLOAT output."""
+        """Runs the graph on `feeds` (INT64 [texts, tokens] each) and returns its FLOAT output, the caller's own."""
 
 
-class OnnxRuntimeEngine:
-    """ONNX Runtime on the CPU, with as many threads as it is told and no more."""
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine may use the machine.
 
-    def __init__(self, model: Path, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        # ONNX Runtime's own default is one thread for each core of the host, whatever the container's share.
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # A thread that spins while it waits takes the core from the other instances and from the gateway.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self.inputs = tuple(tensor.name for tensor in self._session.get_inputs())
-        self.output = self._session.get_outputs()[0].name
-        self._outputs = [self.output]
+    Attributes:
+        threads: that work on one call.
+        calls: side by side, each from a thread of its own.
+        device: one of `DEVICES`.
+    """
 
-    def run(self, feeds: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """See `Engine.run`."""
-        output: NDArray[np.float32] = self._session.run(self._outputs, feeds)[0]
-        return output
+    threads: int = 1
+    calls: int = 1
+    device: str = DEVICES[0]
+
+
+def load_engine(name: str, model: Path, options: EngineOptions) -> Engine:
+    """Loads a graph into the engine of that name.
+
+    Raises:
+        ValueError: no engine has the name, its library is not installed, or it has no such device; the message is
+            one line and says what would do.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"parameter engine must be one of {', '.join(ENGINES)}, not {name!r}")
+    if options.device not in DEVICES:
+        raise ValueError(f"parameter device must be one of {', '.join(DEVICES)}, not {options.device!r}")
+    # This file is `engine` in Triton's process, where the folder is on the path, and part of a package elsewhere.
+    package = __name__.removesuffix("engine")
+    try:
+        module = importlib.import_module(f"{package}engine_{name}")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f'parameter engine is {name!r}, which is not installed: pip install "millis[{name}]" '
+            f"in the environment that runs Triton ({error})"
+        ) from None
+    engine: Engine = module.load(model, options)
+    return engine

@@ -9,7 +9,12 @@ with its own copy of the weights, and on a small machine the copies push each ot
 (docs/adr/0004 has the measurement). The engine releases the interpreter lock while it computes. A lone text is
 run right here, without a change of thread.
 
+What padding is left goes back with the answer, as INT32 [texts, 1] in the output `padding`: the tokens that the
+engine computed beside each text's own. It is left out where there was none, so a lone text pays nothing for it.
+
 This folder is loaded by Triton's stub process, not by the gateway, and depends on numpy and the engine only.
+The config's parameters: `engine` and `device` (engine.py), `intra_op_threads`, `workers`, and `max_padding`
+(microbatch.py; a share of the real tokens, or `unlimited`).
 """
 
 import json
@@ -19,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from engine import Engine, OnnxRuntimeEngine
-from microbatch import run_unpadded
+from engine import DEVICES, ENGINES, EngineOptions, load_engine
+from microbatch import MAX_PADDING, run_unpadded
 from numpy.typing import NDArray
 
 ALL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -32,10 +37,15 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the graph; an exception here makes Triton refuse the version with its message."""
         parameters = json.loads(args["model_config"])["parameters"]
-        threads = _count(parameters, "intra_op_threads")
         self._shares = _count(parameters, "workers")
+        self._max_padding = _max_padding(parameters)
         folder = Path(args["model_repository"]) / args["model_version"]
-        self._engine: Engine = OnnxRuntimeEngine(folder / "model.onnx", threads)
+        options = EngineOptions(
+            threads=_count(parameters, "intra_op_threads"),
+            calls=self._shares,
+            device=_text(parameters, "device", DEVICES[0]),
+        )
+        self._engine = load_engine(_text(parameters, "engine", ENGINES[0]), folder / "model.onnx", options)
         # The thread that Triton calls is a worker too.
         self._pool = ThreadPoolExecutor(self._shares - 1) if self._shares > 1 else None
 
@@ -49,13 +59,18 @@ class TritonPythonModel:
             except ValueError as error:
                 responses[index] = _failure(error)
         try:
-            outputs = run_unpadded(self._engine, [feeds for _, feeds in batch], self._shares, self._pool)
+            answers = run_unpadded(
+                self._engine, [feeds for _, feeds in batch], self._shares, self._pool, self._max_padding
+            )
         except Exception as error:  # whatever the engine raises must reach its callers, not end the process
             for index, _ in batch:
                 responses[index] = _failure(error)
             return responses
-        for (index, _), output in zip(batch, outputs, strict=True):
-            responses[index] = pb_utils.InferenceResponse([pb_utils.Tensor(self._engine.output, output)])
+        for (index, _), (output, padding) in zip(batch, answers, strict=True):
+            tensors = [pb_utils.Tensor(self._engine.output, output)]
+            if padding is not None:
+                tensors.append(pb_utils.Tensor("padding", padding))
+            responses[index] = pb_utils.InferenceResponse(tensors)
         return responses
 
     def finalize(self) -> None:
@@ -79,10 +94,27 @@ class TritonPythonModel:
 
 def _count(parameters: dict[str, dict[str, str]], name: str) -> int:
     """A number of threads from the config; one when it is silent, never one for each core of the host."""
-    text = parameters.get(name, {}).get("string_value", "1")
+    text = _text(parameters, name, "1")
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"parameter {name} must be a whole number of at least 1, not {text!r}")
     return int(text)
+
+
+def _max_padding(parameters: dict[str, dict[str, str]]) -> float | None:
+    text = _text(parameters, "max_padding", str(MAX_PADDING))
+    if text == "unlimited":
+        return None
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < float("inf"):
+        raise ValueError(f"parameter max_padding must be a number of at least 0, or unlimited, not {text!r}")
+    return share
+
+
+def _text(parameters: dict[str, dict[str, str]], name: str, default: str) -> str:
+    return parameters.get(name, {}).get("string_value", default)
 
 
 def _failure(error: Exception) -> Any:

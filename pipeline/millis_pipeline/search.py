@@ -1,0 +1,194 @@
+"""The search of `millis tune`: an Optuna study that survives interruptions, and the choice among its trials."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import TrialState
+
+from millis_pipeline.configuration import Configuration, simplest
+from millis_pipeline.stand import Measured
+
+Objective = Literal["latency", "throughput"]
+
+TIE = 0.03
+"""Trials this close to the best are taken to be as good, and the other objective decides between them. One short
+measurement tells no finer."""
+
+MAX_REPEATS = 40
+"""Proposals in a row that were all tried before, after which the search has nothing left to try."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is wanted.
+
+    Attributes:
+        objective: `latency` is the median of a lone caller, `throughput` the texts a second at saturation.
+        latency_ms: largest p99 of a lone caller; None is no limit.
+    """
+
+    objective: Objective
+    latency_ms: float | None = None
+
+    def met(self, measured: Measured) -> bool:
+        """Whether the limit holds."""
+        return self.latency_ms is None or measured.p99_ms <= self.latency_ms
+
+    def cost(self, measured: Measured) -> float:
+        """What the search makes small: milliseconds for each text, more where the limit is exceeded."""
+        own = measured.p50_ms if self.objective == "latency" else 1e3 / (measured.per_second or 1e-3)
+        excess = 1.0 if self.latency_ms is None else max(1.0, measured.p99_ms / self.latency_ms)
+        return own * excess**2
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration that was tried.
+
+    Attributes:
+        number: in the order of the study; 0 is the configuration in the repository.
+        configuration: what was tried.
+        measured: None when it could not run.
+        failure: why not.
+    """
+
+    number: int
+    configuration: Configuration
+    measured: Measured | None
+    failure: str = ""
+
+
+@dataclass
+class Findings:
+    """What has been measured so far.
+
+    Attributes:
+        trials: the repository's configuration first.
+        finals: of each finalist, and of the repository's configuration, the medians over the rounds.
+        winner: None while there is none that meets the target.
+        margin: how many times better the winner is than the repository's configuration.
+    """
+
+    trials: list[Trial] = field(default_factory=list)
+    finals: dict[Configuration, Measured] = field(default_factory=dict)
+    winner: Configuration | None = None
+    margin: float = 1.0
+
+
+class Search:
+    """A study on disk, asked and told one trial at a time.
+
+    Optuna's tree-structured Parzen estimator proposes (Bergstra et al. 2011). Every finished trial is in the file
+    before the next one begins.
+
+    Args:
+        path: of the SQLite file.
+        name: of the study: the same for searches whose trials may be compared.
+        space: values of each field of a configuration.
+        target: what is wanted.
+    """
+
+    def __init__(self, path: Path, name: str, space: Mapping[str, Sequence[str | int]], target: Target) -> None:
+        optuna.logging.set_verbosity(logging.WARNING)
+        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        before = _count(storage, name)
+        # Another seed for each run: the same one would propose what the run before has tried.
+        sampler = optuna.samplers.TPESampler(seed=before)
+        self._study = optuna.create_study(
+            study_name=name, storage=storage, sampler=sampler, load_if_exists=True, direction="minimize"
+        )
+        self._space = space
+        self._target = target
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._study.tell(trial.number, state=TrialState.FAIL)  # the run that began it was interrupted
+        self._open: optuna.Trial | None = None
+        self._known = {trial.configuration: trial for trial in self.trials()}
+        self.resumed = len(self._known)
+
+    def propose(self) -> Configuration | None:
+        """The next configuration to measure, or None when there is nothing left to try."""
+        for _ in range(MAX_REPEATS):
+            trial = self._study.ask()
+            values: dict[str, Any] = {
+                name: trial.suggest_categorical(name, list(choices)) for name, choices in self._space.items()
+            }
+            configuration = simplest(Configuration(**values))
+            known = self._known.get(configuration)
+            if known is None:
+                self._open = trial
+                return configuration
+            if known.measured is None:
+                self._study.tell(trial, state=TrialState.FAIL)
+            else:
+                self._study.tell(trial, self._target.cost(known.measured))
+        return None
+
+    def tell(self, configuration: Configuration, measured: Measured | None, failure: str = "") -> Trial:
+        """Keeps what came of the configuration proposed last."""
+        assert self._open is not None, "propose() comes first. This is a bug."
+        trial, self._open = self._open, None
+        trial.set_user_attr("configuration", asdict(configuration))
+        trial.set_user_attr("measured", asdict(measured) if measured else None)
+        trial.set_user_attr("failure", failure)
+        if measured is None:
+            self._study.tell(trial, state=TrialState.FAIL)
+        else:
+            self._study.tell(trial, self._target.cost(measured))
+        kept = Trial(len(self._known) + 1, configuration, measured, failure)
+        self._known[configuration] = kept
+        return kept
+
+    def trials(self) -> list[Trial]:
+        """What was tried, in this run and in those before it."""
+        found: list[Trial] = []
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
+            kept = trial.user_attrs
+            if "failure" not in kept:
+                continue  # interrupted, or a proposal that was known
+            measured = Measured(**kept["measured"]) if kept["measured"] else None
+            configuration = Configuration(**kept["configuration"])
+            found.append(Trial(len(found) + 1, configuration, measured, kept["failure"]))
+        return found
+
+
+def finalists(trials: Sequence[Trial], target: Target, count: int) -> list[Trial]:
+    """The trials that are worth a second, fairer measurement, the best first: those that meet the target, and when
+    none does, those that come nearest."""
+    measured = [trial for trial in trials if trial.measured is not None]
+    meeting = [trial for trial in measured if target.met(_of(trial))]
+    if not meeting:
+        return sorted(measured, key=lambda trial: _of(trial).p99_ms)[:count]
+    meeting.sort(key=lambda trial: target.cost(_of(trial)))
+    best = target.cost(_of(meeting[0]))
+    tied = [trial for trial in meeting if target.cost(_of(trial)) <= (1 + TIE) * best]
+    tied.sort(key=lambda trial: _other(_of(trial), target.objective))
+    return [*tied, *meeting[len(tied) :]][:count]
+
+
+def gain(target: Target, ours: Measured, theirs: Measured) -> float:
+    """How many times better the first is by the target's objective."""
+    if target.objective == "latency":
+        return theirs.p50_ms / ours.p50_ms
+    return (ours.per_second or 0.0) / (theirs.per_second or 1e-3)
+
+
+def _other(measured: Measured, objective: Objective) -> float:
+    return -(measured.per_second or 0.0) if objective == "latency" else measured.p50_ms
+
+
+def _of(trial: Trial) -> Measured:
+    assert trial.measured is not None, "only measured trials are compared. This is a bug."
+    return trial.measured
+
+
+def _count(storage: optuna.storages.BaseStorage, name: str) -> int:
+    try:
+        return storage.get_n_trials(storage.get_study_id_from_name(name))
+    except KeyError:
+        return 0

@@ -1,0 +1,247 @@
+"""`millis tune`: finds how a model runs best on this machine, and writes that into its config.pbtxt.
+
+Stages: read, baseline, search, finals, report, apply. Everything is measured on a Triton of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from importlib.metadata import version as installed
+from pathlib import Path
+
+import uvloop
+from tqdm import tqdm
+
+from millis_pipeline.configuration import (
+    Configuration,
+    ConfigurationError,
+    configured,
+    read_config,
+    search_space,
+    write_config,
+)
+from millis_pipeline.data import DataError
+from millis_pipeline.machine import machine
+from millis_pipeline.search import Findings, Search, Target, Trial, finalists, gain
+from millis_pipeline.stand import CannotRun, Measured, Stand, lone_caller, open_stand, saturated
+from millis_pipeline.tune_plan import NotMet, Plan, TuneError, parser, read_plan
+from millis_pipeline.tune_report import write_report, write_trials
+from millis_server.manifest import ManifestError
+from millis_server.repository import RepositoryError
+from millis_server.triton.launcher import TritonFailed
+
+OK, FAILED, NOT_MET, INTERRUPTED = 0, 1, 3, 128 + signal.SIGINT
+
+ERRORS = (ConfigurationError, DataError, ManifestError, RepositoryError, TritonFailed)
+
+WORTH_IT = 1.05
+"""How many times better than the one in the repository a configuration must be to replace it: less than that is
+within what two measurements of the same thing differ by."""
+
+FINALISTS = 2
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s {postfix}"
+HOPELESS = 1.3
+"""A lone caller's median this many times the best one's: not worth loading further when latency is wanted."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `millis tune`.
+
+    Args:
+        argv: arguments after `millis tune`.
+
+    Returns:
+        Exit code: 0 when a configuration meets the target, 3 when none does, 1 for an error, 130 when interrupted.
+    """
+    arguments = parser().parse_args(list(argv))
+    try:
+        plan = read_plan(arguments)
+        return uvloop.run(_run(plan, arguments.repository, arguments.apply))
+    except NotMet as error:
+        print(f"millis tune: {error}", file=sys.stderr)
+        return NOT_MET
+    except (*ERRORS, TuneError) as error:
+        print(f"millis tune: {error}", file=sys.stderr)
+        return FAILED
+
+
+async def _run(plan: Plan, repository: Path, apply: bool) -> int:
+    """Measures until it is done or interrupted, and writes down what was found in either case."""
+    findings = Findings()
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(_measure(plan, findings))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    interrupted = False
+    try:
+        await task
+    except asyncio.CancelledError:
+        interrupted = True
+    finally:
+        if findings.trials:
+            write_trials(plan.folder / "trials.json", findings.trials)
+            write_report(plan.folder / "report.md", plan.model, plan.target, plan.baseline, findings, machine())
+    if interrupted:
+        print(
+            f"millis tune: interrupted; {len(findings.trials)} trials are kept in {plan.folder}, and the same command "
+            "goes on from there",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    return _conclude(plan, findings, repository, apply)
+
+
+async def _measure(plan: Plan, findings: Findings) -> None:
+    async with open_stand() as stand:
+        baseline = await _try(stand, plan, plan.baseline, math.inf)
+        findings.trials.append(Trial(0, plan.baseline, *baseline))
+        search = Search(plan.folder / "study.db", _study_name(plan), search_space(list(plan.subjects)), plan.target)
+        findings.trials += search.trials()
+        if search.resumed:
+            _say(plan, f"goes on from {search.resumed} trials of an earlier run")
+        await _search(stand, plan, search, findings)
+        await _finals(stand, plan, findings)
+
+
+async def _search(stand: Stand, plan: Plan, search: Search, findings: Findings) -> None:
+    began = time.monotonic()
+    with tqdm(total=plan.budget, desc=f"tune {plan.model}", unit="s", disable=None, bar_format=BAR) as progress:
+        while (spent := time.monotonic() - began) < plan.budget:
+            progress.update(spent - progress.n)
+            best = _best(findings.trials)
+            progress.set_postfix_str(f"{len(findings.trials)} trials, best {_figures(plan.target, findings.trials)}")
+            configuration = search.propose()
+            if configuration is None:
+                _say(plan, "nothing is left to try")
+                break
+            outcome = await _try(stand, plan, configuration, best)
+            findings.trials.append(search.tell(configuration, *outcome))
+
+
+async def _try(stand: Stand, plan: Plan, configuration: Configuration, best: float) -> tuple[Measured | None, str]:
+    """Measures one configuration, or says why it cannot run."""
+    subject = plan.subjects[configuration.variant]
+    try:
+        async with stand.loaded("trial", subject, configuration) as served:
+            measured = await lone_caller(served, subject.rows, plan.phase)
+            if plan.target.objective == "latency" and measured.p50_ms > HOPELESS * best:
+                return measured, ""
+            throughput = await saturated(served, subject.rows, plan.callers, plan.phase)
+            return Measured(measured.p50_ms, measured.p99_ms, *throughput), ""
+    except CannotRun as error:
+        return None, str(error)
+
+
+async def _finals(stand: Stand, plan: Plan, findings: Findings) -> None:
+    """Measures the best and the repository's configuration in turn, round by round, so that a change of the machine's
+    speed meets them all; the best of many single measurements would be the luckiest."""
+    best = [trial.configuration for trial in finalists(findings.trials, plan.target, FINALISTS)]
+    runners = list(dict.fromkeys([plan.baseline, *best]))
+    if findings.trials[0].measured is None:
+        runners.remove(plan.baseline)
+    rounds: dict[Configuration, list[Measured]] = {runner: [] for runner in runners}
+    async with AsyncExitStack() as stack:
+        served = {
+            runner: await stack.enter_async_context(
+                stand.loaded(f"final-{place}", plan.subjects[runner.variant], runner)
+            )
+            for place, runner in enumerate(runners)
+        }
+        turns = [runner for number in range(plan.rounds) for runner in (runners if number % 2 else runners[::-1])]
+        for runner in tqdm(turns, desc="finals", unit="turn", disable=None, leave=False):
+            rows = plan.subjects[runner.variant].rows
+            alone = await lone_caller(served[runner], rows, plan.phase)
+            throughput = await saturated(served[runner], rows, plan.callers, plan.phase)
+            rounds[runner].append(Measured(alone.p50_ms, alone.p99_ms, *throughput))
+    findings.finals = {runner: _median(measured) for runner, measured in rounds.items()}
+    choose(plan.baseline, plan.target, findings)
+
+
+def choose(baseline: Configuration, target: Target, findings: Findings) -> None:
+    """Names the winner: the best of the finals that meets the target, or what the repository has, unless the best is
+    worth the change."""
+    meeting = {runner: measured for runner, measured in findings.finals.items() if target.met(measured)}
+    if not meeting:
+        return
+    findings.winner = min(meeting, key=lambda runner: target.cost(meeting[runner]))
+    if baseline in findings.finals:
+        findings.margin = gain(target, meeting[findings.winner], findings.finals[baseline])
+        if baseline in meeting and findings.margin < WORTH_IT:
+            findings.winner = baseline
+
+
+def _conclude(plan: Plan, findings: Findings, repository: Path, apply: bool) -> int:
+    """Says what was found, and writes it into the repository when that was asked for."""
+    report = f"report in {plan.folder / 'report.md'}"
+    if findings.winner is None:
+        if not findings.finals:
+            raise TuneError(f"nothing could be measured; {report}")
+        nearest = min(findings.finals, key=lambda runner: findings.finals[runner].p99_ms)
+        raise NotMet(
+            f"no configuration of {plan.model} answers a lone caller within {plan.target.latency_ms:g} ms (p99); "
+            f"the nearest takes {findings.finals[nearest].p99_ms:.2f} ms: {nearest}; {report}"
+        )
+    if findings.winner == plan.baseline:
+        _say(plan, f"nothing found is worth a change (the best: {findings.margin:.2f} times as good); {report}")
+        return OK
+    _say(plan, f"{findings.margin:.2f} times as good as what is there ({plan.target.objective}): {findings.winner}")
+    folder = repository / plan.subjects[findings.winner.variant].manifest.triton_model
+    if apply:
+        write_config(folder, configured(read_config(folder), findings.winner))
+        _say(plan, f"written into {folder}; a running gateway takes it over by itself. {report}")
+    else:
+        _say(plan, f"--apply writes it into {folder} (add --budget-seconds 0 to search no further). {report}")
+    if findings.winner.variant != plan.baseline.variant:
+        _say(plan, f"callers get variant {findings.winner.variant} when they pin it, or ask for what only it meets")
+    return OK
+
+
+def _study_name(plan: Plan) -> str:
+    """The same for runs whose trials may be compared: same weights, texts, target, machine and engines."""
+    circumstances = {
+        "files": {name: subject.manifest.files for name, subject in plan.subjects.items()},
+        "rows": {name: [row.ids for row in subject.rows] for name, subject in plan.subjects.items()},
+        "target": [plan.target.objective, plan.target.latency_ms],
+        "load": [plan.callers, plan.phase],
+        "machine": machine(),
+        "engines": [f"{name} {installed(str(name))}" for name in search_space([])["engine"]],
+    }
+    digest = hashlib.sha256(json.dumps(circumstances, sort_keys=True).encode()).hexdigest()
+    return f"{plan.model}-{digest[:16]}"
+
+
+def _best(trials: Sequence[Trial]) -> float:
+    return min((trial.measured.p50_ms for trial in trials if trial.measured), default=math.inf)
+
+
+def _figures(target: Target, trials: Sequence[Trial]) -> str:
+    best = finalists(trials, target, 1)
+    if not best or best[0].measured is None:
+        return "none yet"
+    measured = best[0].measured
+    return f"{measured.p50_ms:.2f} ms" if target.objective == "latency" else f"{measured.per_second or 0:.0f}/s"
+
+
+def _median(rounds: Sequence[Measured]) -> Measured:
+    def middle(values: Sequence[float | None]) -> float:
+        return statistics.median([value for value in values if value is not None])
+
+    return Measured(
+        middle([each.p50_ms for each in rounds]),
+        middle([each.p99_ms for each in rounds]),
+        middle([each.per_second for each in rounds]),
+        middle([each.loaded_p99_ms for each in rounds]),
+    )
+
+
+def _say(plan: Plan, message: str) -> None:
+    print(f"{plan.model}: {message}", flush=True)

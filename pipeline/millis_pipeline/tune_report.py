@@ -1,0 +1,93 @@
+"""Writes what `millis tune` found: every trial as JSON, and a report that can be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from millis_pipeline.configuration import Configuration
+from millis_pipeline.search import Findings, Target, Trial, finalists
+from millis_pipeline.stand import Measured
+
+SHOWN = 10
+"""Trials in the report; the file of trials has all."""
+
+CONFIGURATION_HEADER = "variant | engine | threads | workers | max batch | preferred | delay µs | lanes"
+
+
+def write_trials(path: Path, trials: Sequence[Trial]) -> None:
+    """Writes every trial, the repository's configuration first, as a JSON list."""
+    path.write_text(json.dumps([asdict(trial) for trial in trials], indent=1) + "\n", "utf-8")
+
+
+def write_report(
+    path: Path, model: str, target: Target, baseline: Configuration, findings: Findings, machine: str
+) -> None:
+    """Writes the report as Markdown.
+
+    Args:
+        path: file to write.
+        model: logical name.
+        target: what was wanted.
+        baseline: the configuration in the repository.
+        findings: what was measured, also when the search was interrupted.
+        machine: where.
+    """
+    limit = f"p99 of a lone caller at most {target.latency_ms:g} ms" if target.latency_ms else "no limit on latency"
+    failed = [trial for trial in findings.trials if trial.measured is None]
+    lines = [
+        f"# Tuning {model}",
+        "",
+        f"Wanted: {target.objective}, {limit}. Machine: {machine}.",
+        f"{len(findings.trials)} configurations tried, {len(failed)} could not run.",
+        "Times are from the gateway's lane to Triton and back.",
+        "",
+        *_finals(baseline, findings),
+        f"## The best {SHOWN} trials, measured once",
+        "",
+        *_table(
+            [
+                (str(trial.number), trial.configuration, trial.measured)
+                for trial in finalists(findings.trials, target, SHOWN)
+            ]
+        ),
+        "",
+    ]
+    if failed:
+        lines += ["## Could not run", ""]
+        lines += [f"- {trial.configuration}: {trial.failure}" for trial in failed] + [""]
+    path.write_text("\n".join(lines), "utf-8")
+
+
+def _finals(baseline: Configuration, findings: Findings) -> list[str]:
+    if not findings.finals:
+        return ["The search was interrupted before its finals.", ""]
+    rows = []
+    for runner, measured in findings.finals.items():
+        roles = (runner == baseline and "in the repository", runner == findings.winner and "**winner**")
+        rows.append((", ".join(role for role in roles if role), runner, measured))
+    if findings.winner is None:
+        verdict = "Nothing meets the target; these come nearest."
+    elif findings.winner == baseline:
+        verdict = f"What is in the repository stays; the best found is {findings.margin:.2f} times as good."
+    else:
+        verdict = f"The winner is {findings.margin:.2f} times as good as what is in the repository."
+    return ["## Finals: measured in turn, medians of the rounds", "", *_table(rows), "", verdict, ""]
+
+
+def _table(rows: Sequence[tuple[str, Configuration, Measured | None]]) -> list[str]:
+    lines = [
+        f"| | {CONFIGURATION_HEADER} | p50 ms | p99 ms | texts/s | p99 ms, saturated |",
+        "|---|" + "---|" * (CONFIGURATION_HEADER.count("|") + 5),
+    ]
+    for name, configuration, measured in rows:
+        if measured is None:
+            continue
+        cells = [name, *map(str, asdict(configuration).values())]
+        cells += [f"{measured.p50_ms:.2f}", f"{measured.p99_ms:.2f}"]
+        cells.append("" if measured.per_second is None else f"{measured.per_second:.0f}")
+        cells.append("" if measured.loaded_p99_ms is None else f"{measured.loaded_p99_ms:.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines

@@ -1,0 +1,71 @@
+"""The engines behind the backend, on a tiny exported graph."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from millis_server.triton.backend.engine import ENGINES, EngineOptions, load_engine
+from tests.conftest import Published
+
+LENGTHS = (3, 9, 17, 5)
+
+
+@pytest.fixture(scope="module")
+def graph(published: Published) -> Path:
+    return published.repository / "intent-fp32" / "1" / "model.onnx"
+
+
+def feeds(length: int, texts: int = 2) -> dict[str, np.ndarray]:
+    ids = np.random.default_rng(length).integers(5, 100, (texts, length))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_engine_answers_as_onnx_runtime_does(graph, name, threads):
+    reference = load_engine("onnxruntime", graph, EngineOptions())
+    engine = load_engine(name, graph, EngineOptions(threads=threads, calls=2))
+    assert (engine.inputs, engine.output) == (reference.inputs, reference.output)
+    for length in LENGTHS:
+        inputs = {key: feeds(length)[key] for key in engine.inputs}
+        np.testing.assert_allclose(engine.run(inputs), reference.run(inputs), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_engine_keeps_the_answers_of_threads_and_calls_apart(graph, name):
+    engine = load_engine(name, graph, EngineOptions(calls=2))
+    inputs = [{key: feeds(length)[key] for key in engine.inputs} for length in LENGTHS]
+    alone = [engine.run(each).copy() for each in inputs]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(engine.run, inputs * 20))
+    for number, answer in enumerate(together):
+        np.testing.assert_allclose(answer, alone[number % len(inputs)], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "message"),
+    [
+        ("abacus", "cpu", "parameter engine must be one of onnxruntime, openvino, not 'abacus'"),
+        ("onnxruntime", "tpu", "parameter device must be one of cpu, cuda, not 'tpu'"),
+        ("openvino", "cuda", "parameter device is 'cuda'; engine 'openvino' has cpu only"),
+    ],
+)
+def test_what_no_engine_can_do_is_refused_in_one_line(graph, name, device, message):
+    with pytest.raises(ValueError) as caught:
+        load_engine(name, graph, EngineOptions(device=device))
+    assert str(caught.value) == message
+
+
+def test_an_engine_that_is_not_installed_says_what_to_install(graph, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "millis_server.triton.backend.engine_openvino", raising=False)
+    with pytest.raises(ValueError) as caught:
+        load_engine("openvino", graph, EngineOptions())
+    assert str(caught.value).startswith(
+        "parameter engine is 'openvino', which is not installed: pip install \"millis[openvino]\""
+    )
