@@ -114,7 +114,7 @@ class Inference:
             choice = self._choose(self._catalogue.resolve(model, task.name, task.answered_by), demand, wishes)
             served = choice.served
             off_loop = demand.inputs > INLINE_INPUTS or demand.characters > INLINE_CHARACTERS
-            with self._predictor.under_way(choice.forecast) as booking:
+            with self._predictor.under_way(choice.forecast, wishes.hurried) as booking:
                 if off_loop:
                     prepared = await asyncio.to_thread(task.preprocess, served.manifest, served.tokenizer)
                 else:

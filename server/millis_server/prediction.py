@@ -302,8 +302,11 @@ class Predictor:
         return Forecast(pace, ahead, own, wait, at_rest, expected, expected * (1 + queue.margin(now)))
 
     @contextmanager
-    def under_way(self, forecast: Forecast) -> Iterator[Booking]:
+    def under_way(self, forecast: Forecast, promised: bool = True) -> Iterator[Booking]:
         """Books a request's work for the length of a `with` block, and learns how long it took if that tells anything.
+
+        The margin learns only from requests that were `promised` a time: a crowd of callers who do not care how long
+        it takes says nothing of the promises to those who do.
 
         A caller that left or whose deadline passed is a lower bound of the time, and is learned from when it is
         above what was expected: else only the fast answers of a slow machine would count. Its work is freed at once,
@@ -318,17 +321,17 @@ class Predictor:
             yield booking
         except (asyncio.CancelledError, DeadlinePassed):
             if (took := perf_counter() - began) > forecast.expected:
-                self._learn(forecast, queue, took)
+                self._learn(forecast, queue, took, promised)
             raise
         else:
             if booking.tells:
-                self._learn(forecast, queue, perf_counter() - began)
+                self._learn(forecast, queue, perf_counter() - began, promised)
         finally:
             queue.calls -= 1
             # Sums of floats do not come back to 0 by themselves.
             queue.ahead = queue.ahead - forecast.ahead if queue.calls else 0.0
 
-    def _learn(self, forecast: Forecast, queue: _Queue, took: float) -> None:
+    def _learn(self, forecast: Forecast, queue: _Queue, took: float, promised: bool) -> None:
         own, wait, expected = forecast.own, forecast.wait, forecast.expected
         if not own:
             return
@@ -336,7 +339,8 @@ class Predictor:
         error = GAIN * (min(took, LARGEST_FACTOR * expected) - expected) / (own * own + wait * wait)
         forecast.pace.factor.add(error * own, now)
         queue.factor.add(error * wait, now)
-        queue.learn_promise((took - forecast.promised) / expected, now)
+        if promised:
+            queue.learn_promise((took - forecast.promised) / expected, now)
 
     def _queue(self, model: str) -> _Queue:
         queue = self._queues.get(model)

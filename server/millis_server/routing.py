@@ -65,6 +65,11 @@ class Wishes:
     latency_target: float = 0.0
     time_left: float | None = None
 
+    @property
+    def hurried(self) -> bool:
+        """Whether the caller says how soon the answer is wanted."""
+        return bool(self.latency_target) or (self.time_left is not None and self.time_left <= SAFETY_NET_SECONDS)
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -139,7 +144,7 @@ def choose(variants: Sequence[Variant], predictor: Predictor, demand: Demand, wi
         return Choice(served, False, "pinned by the caller", Cause.PINNED, option.forecast)
     good = _good(variants, wishes)
     default = next((variant for variant in variants if variant.manifest.default_variant), variants[0])
-    hurried = bool(wishes.latency_target) or (wishes.time_left is not None and wishes.time_left <= SAFETY_NET_SECONDS)
+    hurried = wishes.hurried
     limit = min(wishes.latency_target or inf, inf if wishes.time_left is None else wishes.time_left)
     ready = _in_order(good, default, hurried, wishes.version)
     fastest = min([served.pace.typical for _, served in ready])

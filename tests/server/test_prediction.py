@@ -148,6 +148,15 @@ def test_in_the_long_run_99_of_100_promises_are_kept(clock):
     assert 0.007 < broken / 20_000 < 0.015
 
 
+def test_who_was_promised_nothing_does_not_widen_the_margin_of_others(clock):
+    predictor, pace = Predictor(2, 64), Pace("intent", profile((1, 16, 4.0)))
+    for _ in range(20):
+        with predictor.under_way(predictor.forecast(pace, Load(1, 16)), promised=False):
+            clock.now += 0.008
+    expected, promised = promise(predictor, pace)
+    assert expected == promised > 6.0
+
+
 def test_one_stalled_answer_does_not_shut_a_version_out(clock):
     predictor, pace = Predictor(2, 64), Pace("intent", profile((1, 16, 4.0)))
     seen(clock, predictor, pace, 4.0)
