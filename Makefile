@@ -11,7 +11,7 @@ MODELS ?= embed intent sentiment ner
 PIP := $(BIN)/python -m pip --disable-pip-version-check --timeout 120
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve models test test-slow check format protos drift bench demo clean
+.PHONY: help setup serve models test test-slow check format protos drift bench bench-cache demo clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ drift: $(READY) ## fail when the committed stubs differ from the protos
 
 bench: models ## measure engine, Triton, gateway and SDK side by side and print a table
 	$(BIN)/python -m benchmarks.overhead --repository $(REPOSITORY)
+
+bench-cache: models ## measure a cache hit beside an empty call and a call past the cache
+	$(BIN)/python -m benchmarks.cache --repository $(REPOSITORY)
 
 demo: $(READY) ## ask a running gateway a few questions
 	$(BIN)/python examples/quickstart.py

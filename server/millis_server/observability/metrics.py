@@ -44,18 +44,18 @@ class Metrics:
     def __init__(self, catalogue: Catalogue, cache: AnswerCache, pending: Callable[[], int]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own
         self._catalogue = catalogue
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._requests = Counter(
             "millis_requests",
             "Calls that ended, by gRPC status code.",
             ("rpc", "model", "variant", "code"),
-            registry=self._registry,
+            registry=self.registry,
         )
         self._seconds = Histogram(
             "millis_request_seconds",
             "Time from the arrival of a call in the gateway to its end.",
             ("rpc", "model", "variant"),
-            registry=self._registry,
+            registry=self.registry,
             buckets=BUCKETS,
         )
         self._queue = self._stage("millis_queue_seconds", "Waiting in the gateway for a place at the model.")
@@ -63,9 +63,9 @@ class Metrics:
         # Series are looked up once and kept: `labels()` costs more than counting.
         self._calls: dict[tuple[str, str, str, str], tuple[Counter, Histogram]] = {}
         self._stages: dict[tuple[str, str], tuple[Histogram, Histogram]] = {}
-        self._registry.register(_Readings(catalogue, cache, pending))
-        ProcessCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
+        self.registry.register(_Readings(catalogue, cache, pending))
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
 
     def listen(self, host: str, port: int) -> WSGIServer:
         """Answers scrapes from a thread of its own.
@@ -73,7 +73,7 @@ class Metrics:
         Raises:
             OSError: nobody can listen there.
         """
-        server, _ = start_http_server(port, host, self._registry)
+        server, _ = start_http_server(port, host, self.registry)
         return server
 
     def answered(self, rpc: str, model: str, variant: str, code: str, seconds: float) -> None:
@@ -107,7 +107,7 @@ class Metrics:
         stages[1].observe(infer)
 
     def _stage(self, name: str, meaning: str) -> Histogram:
-        return Histogram(name, meaning, ("model", "variant"), registry=self._registry, buckets=BUCKETS)
+        return Histogram(name, meaning, ("model", "variant"), registry=self.registry, buckets=BUCKETS)
 
 
 class _Readings(Collector):
