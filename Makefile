@@ -11,7 +11,8 @@ MODELS ?= embed intent sentiment ner
 PIP := $(BIN)/python -m pip --disable-pip-version-check --timeout 120
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve models test test-slow check format protos drift bench bench-routing bench-eager bench-padding demo clean
+BENCHES := bench bench-cache bench-eager bench-padding bench-routing
+.PHONY: help setup serve models test test-slow check format protos drift $(BENCHES) demo clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -71,6 +72,9 @@ bench-eager: $(READY) ## measure published variants against PyTorch behind a pla
 
 bench-padding: models ## measure mixed lengths grouped and padded to the longest, through Triton
 	$(BIN)/python -m benchmarks.padding --repository $(REPOSITORY)
+
+bench-cache: models ## measure a cache hit beside an empty call and a call past the cache
+	$(BIN)/python -m benchmarks.cache --repository $(REPOSITORY)
 
 demo: $(READY) ## ask a running gateway a few questions
 	$(BIN)/python examples/quickstart.py

@@ -51,18 +51,18 @@ class Metrics:
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own
         self._catalogue = catalogue
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._requests = Counter(
             "millis_requests",
             "Calls that ended, by gRPC status code.",
             ("rpc", "model", "variant", "code"),
-            registry=self._registry,
+            registry=self.registry,
         )
         self._seconds = Histogram(
             "millis_request_seconds",
             "Time from the arrival of a call in the gateway to its end.",
             ("rpc", "model", "variant"),
-            registry=self._registry,
+            registry=self.registry,
             buckets=BUCKETS,
         )
         self._queue = self._stage("millis_queue_seconds", "Waiting in the gateway for a place at the model.")
@@ -70,9 +70,9 @@ class Metrics:
         # Series are looked up once and kept: `labels()` costs more than counting.
         self._calls: dict[tuple[str, str, str, str], tuple[Counter, Histogram]] = {}
         self._stages: dict[tuple[str, str], tuple[Histogram, Histogram]] = {}
-        self._registry.register(_Readings(catalogue, cache, decisions, pending))
-        ProcessCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
+        self.registry.register(_Readings(catalogue, cache, decisions, pending))
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
 
     def listen(self, host: str, port: int) -> WSGIServer:
         """Answers scrapes from a thread of its own.
@@ -80,7 +80,7 @@ class Metrics:
         Raises:
             OSError: nobody can listen there.
         """
-        server, _ = start_http_server(port, host, self._registry)
+        server, _ = start_http_server(port, host, self.registry)
         return server
 
     def answered(self, rpc: str, model: str, variant: str, code: str, seconds: float) -> None:
@@ -114,7 +114,7 @@ class Metrics:
         stages[1].observe(infer)
 
     def _stage(self, name: str, meaning: str) -> Histogram:
-        return Histogram(name, meaning, ("model", "variant"), registry=self._registry, buckets=BUCKETS)
+        return Histogram(name, meaning, ("model", "variant"), registry=self.registry, buckets=BUCKETS)
 
 
 class _Readings(Collector):
@@ -133,6 +133,7 @@ class _Readings(Collector):
         yield GaugeMetricFamily("millis_pending_inputs", "Inputs being worked on.", self._pending())
         yield self._states()
         yield self._routing()
+        yield from self._tokens()
         yield from self._cache_totals()
         yield from self._cache_counts()
 
@@ -146,6 +147,18 @@ class _Readings(Collector):
                 labels = (manifest.model, manifest.variant, served.version if served else "", state.value)
                 states.add_metric(labels, float(variant.state is state))
         return states
+
+    def _tokens(self) -> Iterator[Metric]:
+        labels = ("model", "variant", "version")
+        real = CounterMetricFamily("millis_computed_tokens", "Tokens of inputs that the engine computed.", labels=labels)
+        padded = CounterMetricFamily("millis_padded_tokens", "Tokens of padding that it computed.", labels=labels)
+        for variant in list(self._catalogue.variants.values()):
+            if (served := variant.current) is not None:
+                names = (variant.manifest.model, variant.manifest.variant, served.version)
+                real.add_metric(names, served.lane.tokens)
+                padded.add_metric(names, served.lane.padded_tokens)
+        yield real
+        yield padded
 
     def _routing(self) -> Metric:
         routing = CounterMetricFamily(
