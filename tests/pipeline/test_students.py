@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from transformers import (
@@ -156,20 +157,14 @@ def test_pruning_shrinks_the_graph_and_the_graph_answers_as_the_pruned_module(tm
     neurons = [encoder.narrowing(layer).in_features for layer in encoder.layers]
     assert (sum(heads), min(heads) >= 1) == (6, True)
     assert (sum(neurons) <= 224, {count % 32 for count in neurons}) == (True, {0})
-    sizes = []
-    for number, checkpoint in enumerate((teacher, small)):
-        path = tmp_path / f"{number}.onnx"
-        export_onnx(checkpoint, path)
-        sizes.append(path.stat().st_size)
-        rows = tokenize(write_tokenizer(checkpoint.tokenizer, tmp_path / "t.json"), TEXTS, checkpoint.max_tokens, 0)
-        feeds = rows.feeds(range(len(TEXTS)), checkpoint.inputs)
-        torch.testing.assert_close(
-            torch.from_numpy(onnx_runner(path)(feeds)),
-            torch.from_numpy(torch_runner(checkpoint)(feeds)),
-            atol=1e-4,
-            rtol=1e-4,
-        )
-    assert sizes[1] < 0.75 * sizes[0]
+    path = tmp_path / "model.onnx"
+    export_onnx(small, path)
+    rows = tokenize(write_tokenizer(small.tokenizer, tmp_path / "t.json"), TEXTS, small.max_tokens, 0)
+    feeds = rows.feeds(range(len(TEXTS)), small.inputs)
+    np.testing.assert_allclose(onnx_runner(path)(feeds), torch_runner(small)(feeds), atol=1e-4)
+    # Weights alone: the file of so small a model is mostly the exporter's notes.
+    written_weights = sum(int(np.prod(tensor.dims)) for tensor in onnx.load(path).graph.initializer)
+    assert written_weights < 0.6 * sum(parameter.numel() for parameter in teacher.module.parameters())
 
 
 def test_removing_heads_and_neurons_is_the_same_as_silencing_them(tmp_path) -> None:
