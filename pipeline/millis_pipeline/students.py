@@ -82,7 +82,7 @@ class Students:
 
     Args:
         checkpoint: the teacher.
-        recipe: texts and training settings.
+        recipe: texts, training settings, and all variants that `make` will be asked for.
         examples: `training_texts`.
         scratch: folder for the teacher's outputs.
         kept: folder in which students are kept and, when made in the same way from the same texts, found again.

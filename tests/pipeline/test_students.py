@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from transformers import (
@@ -75,13 +76,16 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Checkp
     return written, load("teacher", folder / "teacher")
 
 
-def students(written: Recipe, teacher: Checkpoint, scratch: Path, kept: Path | None = None) -> Students:
-    return Students(teacher, written, training_texts(written, teacher), scratch, kept)
+def students(
+    written: Recipe, teacher: Checkpoint, scratch: Path, *variants: VariantRecipe, kept: Path | None = None
+) -> Students:
+    asked = written.model_copy(update={"variants": (VariantRecipe(name="fp32"), *variants)})
+    return Students(teacher, asked, training_texts(written, teacher), scratch, kept)
 
 
 def test_a_distilled_classifier_has_fewer_layers_and_learns(tmp_path, classifier) -> None:
     written, teacher = classifier
-    student, steps = students(written, teacher, tmp_path).make(ONE_LAYER)
+    student, steps = students(written, teacher, tmp_path, ONE_LAYER).make(ONE_LAYER)
     assert len(Encoder(student.module).layers) == 1
     assert len(Encoder(teacher.module).layers) == 4
     assert steps == ("distilled into 1 of 4 layers, begun as 1; 8 epochs on 48 texts",)
@@ -104,7 +108,7 @@ def test_a_distilled_token_classifier_learns(tmp_path) -> None:
     written = recipe(source, "token-classification", train=tmp_path / "train.conll", epochs=6, noisy_copies=1)
     finetune(written, source, tmp_path / "teacher")
     teacher = load("teacher", tmp_path / "teacher")
-    student, steps = students(written, teacher, tmp_path).make(ONE_LAYER)
+    student, steps = students(written, teacher, tmp_path, ONE_LAYER).make(ONE_LAYER)
     assert steps == ("distilled into 1 of 3 layers, begun as 1; 8 epochs on 96 texts",)
     (expected,), (got,) = (outputs(one, tmp_path, ["Angela Merkel met Tim in Paris"]) for one in (teacher, student))
     assert got.argmax(-1).tolist() == expected.argmax(-1).tolist()
@@ -114,7 +118,7 @@ def test_an_embedding_model_is_distilled_from_texts_without_labels(tmp_path) -> 
     teacher = load("teacher", tiny.sentence_model(tmp_path / "teacher"))
     (tmp_path / "texts.txt").write_text("\n".join([*TEXTS, *tiny.SENTENCES]))
     written = recipe(tmp_path, "embedding", unlabelled=tmp_path / "texts.txt", variants=[{"name": "fp32"}, ONE_LAYER])
-    student, _ = students(written, teacher, tmp_path).make(ONE_LAYER)
+    student, _ = students(written, teacher, tmp_path, ONE_LAYER).make(ONE_LAYER)
     untaught = replace(teacher, module=shaped(teacher.module, Shape([0])))
     expected = np.stack(outputs(teacher, tmp_path, TEXTS))
     taught, before = (
@@ -126,15 +130,15 @@ def test_an_embedding_model_is_distilled_from_texts_without_labels(tmp_path) -> 
 def test_a_student_that_is_kept_is_not_trained_again_and_answers_the_same(tmp_path, classifier, capsys) -> None:
     written, teacher = classifier
     both = VariantRecipe(name="both", distill=Distill(layers=2, epochs=1), prune=Prune(heads=0.5, ffn=0.5, epochs=1))
-    first, steps = students(written, teacher, tmp_path, tmp_path / "kept").make(both)
+    first, steps = students(written, teacher, tmp_path, both, kept=tmp_path / "kept").make(both)
     assert len(list((tmp_path / "kept").iterdir())) == 1
     capsys.readouterr()
-    again, told = students(written, teacher, tmp_path, tmp_path / "kept").make(both)
+    again, told = students(written, teacher, tmp_path, both, kept=tmp_path / "kept").make(both)
     assert (capsys.readouterr().out, told) == ("", steps)
     for ours, theirs in zip(outputs(first, tmp_path, TEXTS), outputs(again, tmp_path, TEXTS), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     other = both.model_copy(update={"prune": None})
-    students(written, teacher, tmp_path, tmp_path / "kept").make(other)
+    students(written, teacher, tmp_path, other, kept=tmp_path / "kept").make(other)
     assert len(list((tmp_path / "kept").iterdir())) == 2
 
 
@@ -149,27 +153,21 @@ def test_pruning_shrinks_the_graph_and_the_graph_answers_as_the_pruned_module(tm
     written = recipe(
         tmp_path, "text-classification", unlabelled=tmp_path / "texts.txt", variants=[{"name": "fp32"}, HALF]
     )
-    small, _ = students(written, teacher, tmp_path).make(pruning)
+    small, _ = students(written, teacher, tmp_path, pruning).make(pruning)
     encoder = Encoder(small.module)
     assert len(encoder.layers) == 3
     heads = [encoder.attended(layer).in_features // encoder.head_size for layer in encoder.layers]
     neurons = [encoder.narrowing(layer).in_features for layer in encoder.layers]
     assert (sum(heads), min(heads) >= 1) == (6, True)
     assert (sum(neurons) <= 224, {count % 32 for count in neurons}) == (True, {0})
-    sizes = []
-    for number, checkpoint in enumerate((teacher, small)):
-        path = tmp_path / f"{number}.onnx"
-        export_onnx(checkpoint, path)
-        sizes.append(path.stat().st_size)
-        rows = tokenize(write_tokenizer(checkpoint.tokenizer, tmp_path / "t.json"), TEXTS, checkpoint.max_tokens, 0)
-        feeds = rows.feeds(range(len(TEXTS)), checkpoint.inputs)
-        torch.testing.assert_close(
-            torch.from_numpy(onnx_runner(path)(feeds)),
-            torch.from_numpy(torch_runner(checkpoint)(feeds)),
-            atol=1e-4,
-            rtol=1e-4,
-        )
-    assert sizes[1] < 0.75 * sizes[0]
+    path = tmp_path / "model.onnx"
+    export_onnx(small, path)
+    rows = tokenize(write_tokenizer(small.tokenizer, tmp_path / "t.json"), TEXTS, small.max_tokens, 0)
+    feeds = rows.feeds(range(len(TEXTS)), small.inputs)
+    np.testing.assert_allclose(onnx_runner(path)(feeds), torch_runner(small)(feeds), atol=1e-4)
+    # Weights alone: the file of so small a model is mostly the exporter's notes.
+    written_weights = sum(int(np.prod(tensor.dims)) for tensor in onnx.load(path).graph.initializer)
+    assert written_weights < 0.6 * sum(parameter.numel() for parameter in teacher.module.parameters())
 
 
 def test_removing_heads_and_neurons_is_the_same_as_silencing_them(tmp_path) -> None:
