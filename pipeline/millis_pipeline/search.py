@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna.trial import TrialState
+from sqlalchemy.pool import NullPool
 
 from millis_pipeline.configuration import Configuration, simplest
 from millis_pipeline.stand import Measured
@@ -84,19 +85,28 @@ class Findings:
 class Search:
     """A study on disk, asked and told one trial at a time.
 
-    Optuna's tree-structured Parzen estimator proposes (Bergstra et al. 2011). Every finished trial is in the file
-    before the next one begins.
+    It begins with one change at a time, starting from what is in the repository; then Optuna's tree-structured Parzen
+    estimator proposes (Bergstra et al. 2011). Every finished trial is in the file before the next one begins.
 
     Args:
         path: of the SQLite file.
         name: of the study: the same for searches whose trials may be compared.
         space: values of each field of a configuration.
         target: what is wanted.
+        baseline: what is in the repository, which is measured elsewhere.
     """
 
-    def __init__(self, path: Path, name: str, space: Mapping[str, Sequence[str | int]], target: Target) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        space: Mapping[str, Sequence[str | int]],
+        target: Target,
+        baseline: Configuration,
+    ) -> None:
         optuna.logging.set_verbosity(logging.WARNING)
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        # No pool: connections kept open would outlive the search.
+        storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"poolclass": NullPool})
         before = _count(storage, name)
         # Another seed for each run: the same one would propose what the run before has tried.
         sampler = optuna.samplers.TPESampler(seed=before)
@@ -107,9 +117,13 @@ class Search:
         self._target = target
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._study.tell(trial.number, state=TrialState.FAIL)  # the run that began it was interrupted
+        if not before:
+            for values in _single_changes(space, baseline):
+                self._study.enqueue_trial(values)
         self._open: optuna.Trial | None = None
         self._known = {trial.configuration: trial for trial in self.trials()}
         self.resumed = len(self._known)
+        self._baseline = baseline
 
     def propose(self) -> Configuration | None:
         """The next configuration to measure, or None when there is nothing left to try."""
@@ -119,6 +133,9 @@ class Search:
                 name: trial.suggest_categorical(name, list(choices)) for name, choices in self._space.items()
             }
             configuration = simplest(Configuration(**values))
+            if configuration == self._baseline:
+                self._study.tell(trial, state=TrialState.FAIL)
+                continue
             known = self._known.get(configuration)
             if known is None:
                 self._open = trial
@@ -155,6 +172,19 @@ class Search:
             configuration = Configuration(**kept["configuration"])
             found.append(Trial(len(found) + 1, configuration, measured, kept["failure"]))
         return found
+
+
+def _single_changes(
+    space: Mapping[str, Sequence[str | int]], baseline: Configuration
+) -> Iterator[dict[str, str | int]]:
+    """The baseline with one field changed, for each value of each field in the order of the space; and all threads on
+    one call, which is two changes. What the space does not hold is left to the sampler."""
+    start = {name: value for name, value in asdict(baseline).items() if value in space[name]}
+    yield {**start, "threads": space["threads"][-1], "workers": space["workers"][0]}
+    for name, choices in space.items():
+        for value in choices:
+            if value != start.get(name):
+                yield {**start, name: value}
 
 
 def finalists(trials: Sequence[Trial], target: Target, count: int) -> list[Trial]:

@@ -104,7 +104,8 @@ async def _measure(plan: Plan, findings: Findings) -> None:
     async with open_stand() as stand:
         baseline = await _try(stand, plan, plan.baseline, math.inf)
         findings.trials.append(Trial(0, plan.baseline, *baseline))
-        search = Search(plan.folder / "study.db", _study_name(plan), search_space(list(plan.subjects)), plan.target)
+        space = search_space(list(plan.subjects))
+        search = Search(plan.folder / "study.db", _study_name(plan), space, plan.target, plan.baseline)
         findings.trials += search.trials()
         if search.resumed:
             _say(plan, f"goes on from {search.resumed} trials of an earlier run")

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -145,19 +145,31 @@ def command_line(path: Path) -> bytes:
 def test_an_interrupted_trial_is_not_taken_for_a_finished_one(tmp_path):
     space = search_space(["fp32", "int8"])
     target = Target("latency")
-    first = Search(tmp_path / "study.db", "intent", space, target)
+    first = Search(tmp_path / "study.db", "intent", space, target, OTHER)
     kept = first.tell(first.propose(), Measured(2.0, 3.0, 100.0, 20.0))
     broken = first.tell(first.propose(), None, "it does not load")
     assert first.propose() is not None
-    again = Search(tmp_path / "study.db", "intent", space, target)
+    again = Search(tmp_path / "study.db", "intent", space, target, OTHER)
     assert again.trials() == [kept, broken]
     assert again.propose() not in (kept.configuration, broken.configuration, None)
+
+
+def test_a_search_begins_with_one_change_at_a_time(tmp_path):
+    now = Configuration("fp32", "onnxruntime", 1, 2, 64, 0, 0, 2)
+    space = {**search_space(["fp32", "int8"]), "threads": (1, 2), "workers": (1, 2), "lanes": (1, 2)}
+    search = Search(tmp_path / "study.db", "intent", space, Target("latency"), now)
+    proposed = []
+    for _ in range(4):
+        proposed.append(search.propose())
+        search.tell(proposed[-1], Measured(1.0, 1.0, 10.0, 1.0))
+    changes = [{"threads": 2, "workers": 1}, {"variant": "int8"}, {"engine": "openvino"}, {"threads": 2}]
+    assert proposed == [replace(now, **change) for change in changes]
 
 
 def test_a_search_ends_when_everything_was_tried(tmp_path):
     space = {**search_space(["fp32"]), "engine": ("onnxruntime",), "threads": (1,), "workers": (1, 2)}
     space |= {"max_batch": (8,), "preferred_batch": (0,), "delay_us": (0,), "lanes": (1,)}
-    search = Search(tmp_path / "study.db", "intent", space, Target("throughput"))
+    search = Search(tmp_path / "study.db", "intent", space, Target("throughput"), OTHER)
     tried = 0
     while (configuration := search.propose()) is not None:
         search.tell(configuration, Measured(1.0, 1.0, 10.0, 1.0))
