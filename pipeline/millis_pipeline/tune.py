@@ -110,7 +110,10 @@ async def _measure(plan: Plan, findings: Findings) -> None:
         if search.resumed:
             _say(plan, f"goes on from {search.resumed} trials of an earlier run")
         await _search(stand, plan, search, findings)
-        await _finals(stand, plan, findings)
+        try:
+            await _finals(stand, plan, findings)
+        except CannotRun as error:
+            raise TuneError(f"a configuration that ran before does not run any more: {error}") from error
 
 
 async def _search(stand: Stand, plan: Plan, search: Search, findings: Findings) -> None:
@@ -139,6 +142,7 @@ async def _try(stand: Stand, plan: Plan, configuration: Configuration, best: flo
             throughput = await saturated(served, subject.rows, plan.callers, plan.phase)
             return Measured(measured.p50_ms, measured.p99_ms, *throughput), ""
     except CannotRun as error:
+        await stand.check()
         return None, str(error)
 
 
