@@ -21,7 +21,7 @@ TIE = 0.03
 """Trials this close to the best are taken to be as good, and the other objective decides between them. One short
 measurement tells no finer."""
 
-MAX_REPEATS = 40
+MAX_REPEATS = 20
 """Proposals in a row that were all tried before, after which the search has nothing left to try."""
 
 

@@ -60,7 +60,7 @@ def test_a_configuration_is_read_back_as_it_was_written(repository, tmp_path):
 
 def test_a_search_writes_report_trials_and_a_config_that_serves_and_is_resumed(repository, tmp_path, capfd):
     options = arguments(repository, tmp_path, "--objective", "throughput", "--apply")
-    assert tune.main([*options, "--budget-seconds", "6"]) == 0
+    assert tune.main([*options, "--budget-seconds", "4"]) == 0
     folder = tmp_path / "tune" / "intent" / "throughput"
     trials = json.loads((folder / "trials.json").read_text())
     assert trials[0]["configuration"] | {"variant": ""} == asdict(Configuration("", "onnxruntime", 1, 2, 64, 0, 0, 2))
@@ -122,7 +122,7 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_no_triton(repository, tmp_pat
         f"millis tune: interrupted; {len(trials)} trials are kept in {study.parent}, "
         "and the same command goes on from there"
     )
-    assert list(scratch.iterdir()) == []
+    assert list(scratch.glob("millis-*")) == []
     assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(scratch).encode() in command_line(path)]
 
 
