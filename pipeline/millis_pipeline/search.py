@@ -21,6 +21,13 @@ TIE = 0.03
 """Trials this close to the best are taken to be as good, and the other objective decides between them. One short
 measurement tells no finer."""
 
+FAILED_COST = 1e6
+"""Cost of what cannot run: from a trial without a value the sampler would learn nothing."""
+
+ENOUGH_FAILURES = 2
+"""Failures after which an engine is taken to be unable to run a variant: what it answers wrongly with one number of
+threads it answers wrongly with any."""
+
 MAX_REPEATS = 20
 """Proposals in a row that were all tried before, after which the search has nothing left to try."""
 
@@ -133,17 +140,16 @@ class Search:
                 name: trial.suggest_categorical(name, list(choices)) for name, choices in self._space.items()
             }
             configuration = simplest(Configuration(**values))
+            known = self._known.get(configuration)
             if configuration == self._baseline:
                 self._study.tell(trial, state=TrialState.FAIL)
-                continue
-            known = self._known.get(configuration)
-            if known is None:
+            elif known is not None:
+                self._study.tell(trial, self._cost(known.measured))
+            elif self._cannot_run(configuration):
+                self._study.tell(trial, FAILED_COST)
+            else:
                 self._open = trial
                 return configuration
-            if known.measured is None:
-                self._study.tell(trial, state=TrialState.FAIL)
-            else:
-                self._study.tell(trial, self._target.cost(known.measured))
         return None
 
     def tell(self, configuration: Configuration, measured: Measured | None, failure: str = "") -> Trial:
@@ -153,21 +159,31 @@ class Search:
         trial.set_user_attr("configuration", asdict(configuration))
         trial.set_user_attr("measured", asdict(measured) if measured else None)
         trial.set_user_attr("failure", failure)
-        if measured is None:
-            self._study.tell(trial, state=TrialState.FAIL)
-        else:
-            self._study.tell(trial, self._target.cost(measured))
+        self._study.tell(trial, self._cost(measured))
         kept = Trial(len(self._known) + 1, configuration, measured, failure)
         self._known[configuration] = kept
         return kept
 
+    def _cost(self, measured: Measured | None) -> float:
+        return FAILED_COST if measured is None else self._target.cost(measured)
+
+    def _cannot_run(self, configuration: Configuration) -> bool:
+        """Whether an engine has failed a variant as often as is enough, and never ran it."""
+        alike = [
+            trial.measured
+            for trial in self._known.values()
+            if (trial.configuration.variant, trial.configuration.engine)
+            == (configuration.variant, configuration.engine)
+        ]
+        return len(alike) >= ENOUGH_FAILURES and not any(alike)
+
     def trials(self) -> list[Trial]:
         """What was tried, in this run and in those before it."""
         found: list[Trial] = []
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             kept = trial.user_attrs
             if "failure" not in kept:
-                continue  # interrupted, or a proposal that was known
+                continue  # a proposal that was known
             measured = Measured(**kept["measured"]) if kept["measured"] else None
             configuration = Configuration(**kept["configuration"])
             found.append(Trial(len(found) + 1, configuration, measured, kept["failure"]))

@@ -166,6 +166,19 @@ def test_a_search_begins_with_one_change_at_a_time(tmp_path):
     assert proposed == [replace(now, **change) for change in changes]
 
 
+def test_an_engine_that_fails_a_variant_twice_is_not_tried_with_it_again(tmp_path):
+    space = {**search_space(["fp32", "int8"]), "max_batch": (8,), "preferred_batch": (0,), "delay_us": (0,)}
+    search = Search(tmp_path / "study.db", "intent", space, Target("latency"), OTHER)
+    failures = 0
+    for _ in range(12):
+        configuration = search.propose()
+        broken = (configuration.variant, configuration.engine) == ("int8", "openvino")
+        failures += broken
+        search.tell(configuration, None if broken else Measured(1.0, 1.0, 10.0, 1.0), "wrong" if broken else "")
+    assert failures <= 2
+    assert sum(trial.measured is None for trial in search.trials()) == failures
+
+
 def test_a_search_ends_when_everything_was_tried(tmp_path):
     space = {**search_space(["fp32"]), "engine": ("onnxruntime",), "threads": (1,), "workers": (1, 2)}
     space |= {"max_batch": (8,), "preferred_batch": (0,), "delay_us": (0,), "lanes": (1,)}
