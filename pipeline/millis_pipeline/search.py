@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna.trial import TrialState
+from sqlalchemy.pool import NullPool
 
 from millis_pipeline.configuration import Configuration, simplest
 from millis_pipeline.stand import Measured
@@ -20,7 +21,14 @@ TIE = 0.03
 """Trials this close to the best are taken to be as good, and the other objective decides between them. One short
 measurement tells no finer."""
 
-MAX_REPEATS = 40
+FAILED_COST = 1e6
+"""Cost of what cannot run: from a trial without a value the sampler would learn nothing."""
+
+ENOUGH_FAILURES = 2
+"""Failures after which an engine is taken to be unable to run a variant: what it answers wrongly with one number of
+threads it answers wrongly with any."""
+
+MAX_REPEATS = 20
 """Proposals in a row that were all tried before, after which the search has nothing left to try."""
 
 
@@ -84,19 +92,28 @@ class Findings:
 class Search:
     """A study on disk, asked and told one trial at a time.
 
-    Optuna's tree-structured Parzen estimator proposes (Bergstra et al. 2011). Every finished trial is in the file
-    before the next one begins.
+    It begins with one change at a time, starting from what is in the repository; then Optuna's tree-structured Parzen
+    estimator proposes (Bergstra et al. 2011). Every finished trial is in the file before the next one begins.
 
     Args:
         path: of the SQLite file.
         name: of the study: the same for searches whose trials may be compared.
         space: values of each field of a configuration.
         target: what is wanted.
+        baseline: what is in the repository, which is measured elsewhere.
     """
 
-    def __init__(self, path: Path, name: str, space: Mapping[str, Sequence[str | int]], target: Target) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        space: Mapping[str, Sequence[str | int]],
+        target: Target,
+        baseline: Configuration,
+    ) -> None:
         optuna.logging.set_verbosity(logging.WARNING)
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        # No pool: connections kept open would outlive the search.
+        storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"poolclass": NullPool})
         before = _count(storage, name)
         # Another seed for each run: the same one would propose what the run before has tried.
         sampler = optuna.samplers.TPESampler(seed=before)
@@ -107,9 +124,13 @@ class Search:
         self._target = target
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._study.tell(trial.number, state=TrialState.FAIL)  # the run that began it was interrupted
+        if not before:
+            for values in _single_changes(space, baseline):
+                self._study.enqueue_trial(values)
         self._open: optuna.Trial | None = None
         self._known = {trial.configuration: trial for trial in self.trials()}
         self.resumed = len(self._known)
+        self._baseline = baseline
 
     def propose(self) -> Configuration | None:
         """The next configuration to measure, or None when there is nothing left to try."""
@@ -120,13 +141,15 @@ class Search:
             }
             configuration = simplest(Configuration(**values))
             known = self._known.get(configuration)
-            if known is None:
+            if configuration == self._baseline:
+                self._study.tell(trial, state=TrialState.FAIL)
+            elif known is not None:
+                self._study.tell(trial, self._cost(known.measured))
+            elif self._cannot_run(configuration):
+                self._study.tell(trial, FAILED_COST)
+            else:
                 self._open = trial
                 return configuration
-            if known.measured is None:
-                self._study.tell(trial, state=TrialState.FAIL)
-            else:
-                self._study.tell(trial, self._target.cost(known.measured))
         return None
 
     def tell(self, configuration: Configuration, measured: Measured | None, failure: str = "") -> Trial:
@@ -136,25 +159,48 @@ class Search:
         trial.set_user_attr("configuration", asdict(configuration))
         trial.set_user_attr("measured", asdict(measured) if measured else None)
         trial.set_user_attr("failure", failure)
-        if measured is None:
-            self._study.tell(trial, state=TrialState.FAIL)
-        else:
-            self._study.tell(trial, self._target.cost(measured))
+        self._study.tell(trial, self._cost(measured))
         kept = Trial(len(self._known) + 1, configuration, measured, failure)
         self._known[configuration] = kept
         return kept
 
+    def _cost(self, measured: Measured | None) -> float:
+        return FAILED_COST if measured is None else self._target.cost(measured)
+
+    def _cannot_run(self, configuration: Configuration) -> bool:
+        """Whether an engine has failed a variant as often as is enough, and never ran it."""
+        alike = [
+            trial.measured
+            for trial in self._known.values()
+            if (trial.configuration.variant, trial.configuration.engine)
+            == (configuration.variant, configuration.engine)
+        ]
+        return len(alike) >= ENOUGH_FAILURES and not any(alike)
+
     def trials(self) -> list[Trial]:
         """What was tried, in this run and in those before it."""
         found: list[Trial] = []
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             kept = trial.user_attrs
             if "failure" not in kept:
-                continue  # interrupted, or a proposal that was known
+                continue  # a proposal that was known
             measured = Measured(**kept["measured"]) if kept["measured"] else None
             configuration = Configuration(**kept["configuration"])
             found.append(Trial(len(found) + 1, configuration, measured, kept["failure"]))
         return found
+
+
+def _single_changes(
+    space: Mapping[str, Sequence[str | int]], baseline: Configuration
+) -> Iterator[dict[str, str | int]]:
+    """The baseline with one field changed, for each value of each field in the order of the space; and all threads on
+    one call, which is two changes. What the space does not hold is left to the sampler."""
+    start = {name: value for name, value in asdict(baseline).items() if value in space[name]}
+    yield {**start, "threads": space["threads"][-1], "workers": space["workers"][0]}
+    for name, choices in space.items():
+        for value in choices:
+            if value != start.get(name):
+                yield {**start, name: value}
 
 
 def finalists(trials: Sequence[Trial], target: Target, count: int) -> list[Trial]:

@@ -26,7 +26,7 @@ from millis_server.manifest import Manifest
 from millis_server.tokenizer import Row, Tokenizer
 from millis_server.triton.client import TritonClient
 from millis_server.triton.lane import Lane
-from millis_server.triton.launcher import EmbeddedTriton
+from millis_server.triton.launcher import EmbeddedTriton, TritonFailed
 
 START_SECONDS = 60.0
 LOAD_SECONDS = 120.0
@@ -79,8 +79,9 @@ class Measured:
 class Stand:
     """Loads configurations into a running Triton, side by side under names of their own."""
 
-    def __init__(self, repository: Path, client: TritonClient) -> None:
+    def __init__(self, repository: Path, server: EmbeddedTriton, client: TritonClient) -> None:
         self._repository = repository
+        self._server = server
         self._client = client
 
     @asynccontextmanager
@@ -112,6 +113,16 @@ class Stand:
         finally:
             await self._unload(manifest.triton_model)
 
+    async def check(self) -> None:
+        """Tells a configuration that cannot run from a Triton that is gone.
+
+        Raises:
+            TritonFailed: it is gone.
+        """
+        if not await self._client.is_ready():
+            await self._server.stop()
+            raise TritonFailed(await self._server.last_words())
+
     async def _unload(self, name: str) -> None:
         """Unloads a slot and waits until its process is gone, which would take time from the next one."""
         with contextlib.suppress(MillisError, TimeoutError):
@@ -135,7 +146,7 @@ async def open_stand() -> AsyncIterator[Stand]:
         client = TritonClient(server.url, INFER_SECONDS, LOAD_SECONDS)
         try:
             await server.start(START_SECONDS)
-            yield Stand(repository, client)
+            yield Stand(repository, server, client)
         finally:
             client.close()
             await server.stop()

@@ -104,12 +104,16 @@ async def _measure(plan: Plan, findings: Findings) -> None:
     async with open_stand() as stand:
         baseline = await _try(stand, plan, plan.baseline, math.inf)
         findings.trials.append(Trial(0, plan.baseline, *baseline))
-        search = Search(plan.folder / "study.db", _study_name(plan), search_space(list(plan.subjects)), plan.target)
+        space = search_space(list(plan.subjects))
+        search = Search(plan.folder / "study.db", _study_name(plan), space, plan.target, plan.baseline)
         findings.trials += search.trials()
         if search.resumed:
             _say(plan, f"goes on from {search.resumed} trials of an earlier run")
         await _search(stand, plan, search, findings)
-        await _finals(stand, plan, findings)
+        try:
+            await _finals(stand, plan, findings)
+        except CannotRun as error:
+            raise TuneError(f"a configuration that ran before does not run any more: {error}") from error
 
 
 async def _search(stand: Stand, plan: Plan, search: Search, findings: Findings) -> None:
@@ -138,6 +142,7 @@ async def _try(stand: Stand, plan: Plan, configuration: Configuration, best: flo
             throughput = await saturated(served, subject.rows, plan.callers, plan.phase)
             return Measured(measured.p50_ms, measured.p99_ms, *throughput), ""
     except CannotRun as error:
+        await stand.check()
         return None, str(error)
 
 

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -60,7 +60,7 @@ def test_a_configuration_is_read_back_as_it_was_written(repository, tmp_path):
 
 def test_a_search_writes_report_trials_and_a_config_that_serves_and_is_resumed(repository, tmp_path, capfd):
     options = arguments(repository, tmp_path, "--objective", "throughput", "--apply")
-    assert tune.main([*options, "--budget-seconds", "6"]) == 0
+    assert tune.main([*options, "--budget-seconds", "4"]) == 0
     folder = tmp_path / "tune" / "intent" / "throughput"
     trials = json.loads((folder / "trials.json").read_text())
     assert trials[0]["configuration"] | {"variant": ""} == asdict(Configuration("", "onnxruntime", 1, 2, 64, 0, 0, 2))
@@ -122,7 +122,7 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_no_triton(repository, tmp_pat
         f"millis tune: interrupted; {len(trials)} trials are kept in {study.parent}, "
         "and the same command goes on from there"
     )
-    assert list(scratch.iterdir()) == []
+    assert list(scratch.glob("millis-*")) == []
     assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(scratch).encode() in command_line(path)]
 
 
@@ -145,19 +145,44 @@ def command_line(path: Path) -> bytes:
 def test_an_interrupted_trial_is_not_taken_for_a_finished_one(tmp_path):
     space = search_space(["fp32", "int8"])
     target = Target("latency")
-    first = Search(tmp_path / "study.db", "intent", space, target)
+    first = Search(tmp_path / "study.db", "intent", space, target, OTHER)
     kept = first.tell(first.propose(), Measured(2.0, 3.0, 100.0, 20.0))
     broken = first.tell(first.propose(), None, "it does not load")
     assert first.propose() is not None
-    again = Search(tmp_path / "study.db", "intent", space, target)
+    again = Search(tmp_path / "study.db", "intent", space, target, OTHER)
     assert again.trials() == [kept, broken]
     assert again.propose() not in (kept.configuration, broken.configuration, None)
+
+
+def test_a_search_begins_with_one_change_at_a_time(tmp_path):
+    now = Configuration("fp32", "onnxruntime", 1, 2, 64, 0, 0, 2)
+    space = {**search_space(["fp32", "int8"]), "threads": (1, 2), "workers": (1, 2), "lanes": (1, 2)}
+    search = Search(tmp_path / "study.db", "intent", space, Target("latency"), now)
+    proposed = []
+    for _ in range(4):
+        proposed.append(search.propose())
+        search.tell(proposed[-1], Measured(1.0, 1.0, 10.0, 1.0))
+    changes = [{"threads": 2, "workers": 1}, {"variant": "int8"}, {"engine": "openvino"}, {"threads": 2}]
+    assert proposed == [replace(now, **change) for change in changes]
+
+
+def test_an_engine_that_fails_a_variant_twice_is_not_tried_with_it_again(tmp_path):
+    space = {**search_space(["fp32", "int8"]), "max_batch": (8,), "preferred_batch": (0,), "delay_us": (0,)}
+    search = Search(tmp_path / "study.db", "intent", space, Target("latency"), OTHER)
+    failures = 0
+    for _ in range(12):
+        configuration = search.propose()
+        broken = (configuration.variant, configuration.engine) == ("int8", "openvino")
+        failures += broken
+        search.tell(configuration, None if broken else Measured(1.0, 1.0, 10.0, 1.0), "wrong" if broken else "")
+    assert failures <= 2
+    assert sum(trial.measured is None for trial in search.trials()) == failures
 
 
 def test_a_search_ends_when_everything_was_tried(tmp_path):
     space = {**search_space(["fp32"]), "engine": ("onnxruntime",), "threads": (1,), "workers": (1, 2)}
     space |= {"max_batch": (8,), "preferred_batch": (0,), "delay_us": (0,), "lanes": (1,)}
-    search = Search(tmp_path / "study.db", "intent", space, Target("throughput"))
+    search = Search(tmp_path / "study.db", "intent", space, Target("throughput"), OTHER)
     tried = 0
     while (configuration := search.propose()) is not None:
         search.tell(configuration, Measured(1.0, 1.0, 10.0, 1.0))

@@ -19,6 +19,8 @@ from millis_server.triton.connection import HttpResponse
 PADDING = b'"name":"padding"'
 """How the JSON part names the backend's second output, INT32 [rows, 1]."""
 
+_ZERO, _ONE = array("q", (0,)), array("q", (1,))
+
 
 def pack(inputs: Sequence[TensorName], pad_id: int, rows: Sequence[Row]) -> tuple[bytes, int]:
     """Packs rows, padded on the right to the longest, as INT64 tensors [rows, tokens].
@@ -86,15 +88,17 @@ def unpack(
 
 
 def _tensor(name: TensorName, pad_id: int, rows: Sequence[Row], width: int) -> bytes:
+    """One tensor's bytes. What is constant is copied from arrays: number by number it costs as much as the ids."""
     values = array("q")
+    fill = array("q", (pad_id,)) if name == "input_ids" else _ZERO
     for row in rows:
         length = len(row.ids)
         if name == "input_ids":
             values.extend(row.ids)
-            fill = pad_id
+        elif name == "attention_mask":
+            values.extend(_ONE * length)
         else:
-            values.extend((1,) * length if name == "attention_mask" else row.type_ids or (0,) * length)
-            fill = 0
+            values.extend(row.type_ids or _ZERO * length)
         if length < width:
-            values.extend((fill,) * (width - length))
+            values.extend(fill * (width - length))
     return values.tobytes()
