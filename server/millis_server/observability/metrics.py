@@ -150,7 +150,9 @@ class _Readings(Collector):
 
     def _tokens(self) -> Iterator[Metric]:
         labels = ("model", "variant", "version")
-        real = CounterMetricFamily("millis_computed_tokens", "Tokens of inputs that the engine computed.", labels=labels)
+        real = CounterMetricFamily(
+            "millis_computed_tokens", "Tokens of inputs that the engine computed.", labels=labels
+        )
         padded = CounterMetricFamily("millis_padded_tokens", "Tokens of padding that it computed.", labels=labels)
         for variant in list(self._catalogue.variants.values()):
             if (served := variant.current) is not None:
