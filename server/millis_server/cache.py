@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millis_server.tokenizer import Row
-from millis_server.triton.lane import Lane, Ran
+from millis_server.triton.lane import Deadline, Lane, Ran
 
 Policy = Literal["default", "bypass", "refresh"]
 Status = Literal["disabled", "hit", "miss", "partial", "bypassed"]
@@ -76,11 +76,11 @@ class Counts:
 class _Flight:
     """Rows being computed, and how many callers wait for them."""
 
-    __slots__ = ("callers", "expires", "future", "places", "started")
+    __slots__ = ("callers", "deadline", "future", "places", "started")
 
-    def __init__(self, future: asyncio.Future[Ran], keys: Iterable[bytes], expires: float) -> None:
+    def __init__(self, future: asyncio.Future[Ran], keys: Iterable[bytes], deadline: Deadline) -> None:
         self.future = future
-        self.expires = expires
+        self.deadline = deadline
         self.places = {key: place for place, key in enumerate(keys)}
         self.callers = 0
         self.started = perf_counter()
@@ -116,7 +116,7 @@ class AnswerCache:
             lane: the version that answers.
             rows: at least one.
             policy: `bypass` neither reads nor writes, `refresh` only writes.
-            expires: when the answer is worth nothing any more, as `Lane.start`.
+            expires: when the answer is worth nothing any more, on the clock of `perf_counter`.
 
         Raises:
             MillisError: as `Lane.run`.
@@ -165,8 +165,8 @@ class AnswerCache:
         """The flights that bring what is wanted: those under way, and one of our own for the rest.
 
         Who joins a flight waits for all of it. So a call of `size` rows joins only flights of as many rows or fewer:
-        a lone text never waits for a list of a thousand that happens to hold it. Nor does it join a flight that is
-        given up before its own time is over.
+        a lone text never waits for a list of a thousand that happens to hold it. A flight goes on as long as the most
+        patient of those who wait for it.
         """
         joined = {}
         if join and self._flights:
@@ -175,8 +175,9 @@ class AnswerCache:
                 # A flight without callers is being cancelled.
                 if flight is None or not flight.callers:
                     continue
-                if len(flight.places) <= size and flight.expires >= expires:
+                if len(flight.places) <= size:
                     joined[key] = flight
+                    flight.deadline.at = max(flight.deadline.at, expires)
         own = {key: row for key, row in wanted.items() if key not in joined}
         counts = self._counts_of(lane)
         counts.shared += len(joined)
@@ -187,7 +188,8 @@ class AnswerCache:
         return flights
 
     def _take_off(self, lane: Lane, rows: dict[bytes, Row], expires: float) -> _Flight:
-        flight = _Flight(lane.start(list(rows.values()), expires), rows, expires)
+        deadline = Deadline(expires)
+        flight = _Flight(lane.start(list(rows.values()), deadline), rows, deadline)
         for key in rows:
             self._flights[key] = flight
         # The first callback of the future: what it brings is kept before those who wait for it go on.

@@ -221,6 +221,7 @@ def test_a_lone_surrogate_never_leaves_the_sdk(client):
         client.classify(["fox", "bad \ud800"], model="intent")
 
 
-def test_an_expired_deadline_ends_the_call(client):
-    with pytest.raises(millis.DeadlineExceededError):
+def test_a_deadline_that_nothing_can_keep_is_refused_at_once(client):
+    with pytest.raises(millis.ResourceExhaustedError) as refused:
         client.embed(["order " * 500] * 1000, timeout=0.05)
+    assert refused.value.details.reason == "DEADLINE_UNREACHABLE"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import urllib.request
 from collections.abc import Iterator
@@ -11,10 +13,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import millis
-from benchmarks.gateway import running_gateway
+from benchmarks.gateway import Running, children, running_gateway
 from millis_server.catalogue import State
 from tests.conftest import Published
-from tests.gateway.test_faults import serve
+from tests.gateway.test_faults import command, serve, triton_process
 from tests.gateway.test_reload import until
 
 Samples = dict[tuple[str, ...], float]
@@ -40,11 +42,14 @@ def port() -> int:
 
 
 @pytest.fixture(scope="module")
-def client(published: Published, port: int) -> Iterator[millis.Client]:
-    with (
-        running_gateway(published.repository, "--metrics-port", str(port)) as gateway,
-        millis.Client(gateway.target) as connected,
-    ):
+def gateway(published: Published, port: int) -> Iterator[Running]:
+    with running_gateway(published.repository, "--metrics-port", str(port)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(gateway: Running) -> Iterator[millis.Client]:
+    with millis.Client(gateway.target) as connected:
         yield connected
 
 
@@ -82,9 +87,14 @@ def test_the_name_of_an_unknown_model_becomes_no_series(client, port):
     assert calls(port, "EmbedText") == {("NOT_FOUND", "", ""): 3}
 
 
-def test_a_deadline_and_a_caller_who_left_are_told_apart(client, port):
-    with pytest.raises(millis.DeadlineExceededError):
-        client.tag(["Angela Merkel met Tim Cook in Paris " * 40] * 1000, model="ner", timeout=0.1)
+def test_a_deadline_and_a_caller_who_left_are_told_apart(client, gateway, port):
+    (stub,) = [process for process in children(triton_process(gateway.process.pid)) if b"ner-int8" in command(process)]
+    os.kill(stub, signal.SIGSTOP)
+    try:
+        with pytest.raises(millis.DeadlineExceededError):
+            client.tag("Angela Merkel met Tim Cook in Paris", model="ner", variant="int8", timeout=0.8)
+    finally:
+        os.kill(stub, signal.SIGCONT)
     until(lambda: calls(port, "ClassifyTokens") == {("DEADLINE_EXCEEDED", "ner", ""): 1})
     changes = client.models.watch("ner")
     next(iter(changes))

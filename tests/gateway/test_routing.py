@@ -11,6 +11,7 @@ import shutil
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ from millis.v1 import inference_pb2, inference_pb2_grpc, types_pb2
 from millis_pipeline.publish import CONFIG_FILE, triton_config, write_version
 from millis_server.manifest import LatencyPoint, LatencyProfile, Quality, read_manifest
 from tests.conftest import Published
+from tests.gateway.test_reload import until
+
+LANES = 2
+"""Requests under way at once for a variant, the gateway's default."""
 
 FAMILY = {"best": (0.95, 700.0), "good": (0.92, 350.0), "light": (0.80, 10.0)}
 """Quality and milliseconds for a text of 16 tokens, as the manifests tell them."""
@@ -62,6 +67,8 @@ class Relay(socketserver.ThreadingTCPServer):
         self.triton = ("127.0.0.1", int(triton.rpartition(":")[2]))
         self.open = threading.Event()
         self.open.set()
+        self.holding = 0
+        """Requests that are held now."""
 
 
 class _Relayed(socketserver.BaseRequestHandler):
@@ -73,7 +80,9 @@ class _Relayed(socketserver.BaseRequestHandler):
             with suppress(OSError):
                 while data := self.request.recv(65536):
                     if b"/intent-best/" in data:
+                        self.server.holding += 1
                         self.server.open.wait()
+                        self.server.holding -= 1
                     upstream.sendall(data)
 
 
@@ -109,13 +118,20 @@ class Subject:
         self.relay.open.clear()
         try:
             calls = [self.ask(pin_variant="best") for _ in range(texts)]
+            until(lambda: self.relay.holding == min(texts, LANES))
             yield
         finally:
             self.relay.open.set()
         assert {call.result().info.served_by.variant for call in calls} == {"best"}
 
     def rows_run(self, variant: str) -> int:
-        """Texts that Triton has run for a variant."""
+        """Texts that Triton has run for a variant, which it counts some time after it has answered."""
+        seen = -1
+        while seen != (seen := self._rows_counted(variant)):
+            time.sleep(0.3)
+        return seen
+
+    def _rows_counted(self, variant: str) -> int:
         connection = http.client.HTTPConnection(*self.relay.triton)
         connection.request("GET", f"/v2/models/intent-{variant}/versions/1/stats")
         (stats,) = json.loads(connection.getresponse().read())["model_stats"]
@@ -171,5 +187,6 @@ def test_work_for_callers_who_left_or_whose_deadline_passed_never_reaches_triton
         staying = [subject.ask(texts=5, pin_variant="best", timeout=60.0) for _ in range(3)]
         for call in leaving:
             call.cancel()
+        time.sleep(1)  # The gateway hears of it over the network, and must have when the model is free again.
     assert [call.result().info.served_by.variant for call in staying] == ["best"] * 3
     assert subject.rows_run("best") - before == 2 + 15

@@ -222,5 +222,7 @@ def test_a_new_version_keeps_the_tuned_config(repository, tmp_path):
     write_config(variant, configured(read_config(variant), OTHER))
     with staging(tmp_path / "repository") as stage:
         shutil.copytree(variant / "1", stage / "intent-fp32")
-        assert publish(variant.parent, [(stage / "intent-fp32", read_manifest(variant / "1"))]) == {"intent-fp32": "2"}
+        assert publish(variant.parent, [(stage / "intent-fp32", read_manifest(variant / "1"))])[0] == {
+            "intent-fp32": "2"
+        }
     assert configuration_of("fp32", read_config(variant)) == OTHER

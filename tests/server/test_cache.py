@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from millis_server.cache import AnswerCache, Counts, Policy, Status
-from millis_server.errors import BackendFault
+from millis_server.errors import BackendFault, DeadlinePassed
 from millis_server.tokenizer import Row
 from millis_server.triton.lane import Lane
 from tests.server.test_manifest import manifest
@@ -93,19 +93,22 @@ async def test_a_lone_row_does_not_wait_for_a_list_that_holds_it():
     assert triton.sizes == [3, 1, 1]
 
 
-async def test_nobody_joins_what_is_given_up_before_their_own_time_is_over():
+async def test_a_computation_goes_on_as_long_as_the_most_patient_of_those_who_wait():
     triton, cache = HeldTriton(), AnswerCache(PLENTY)
     road = lane(triton)
+    before = [asyncio.create_task(cache.run(road, [Row([token])], "default")) for token in (7, 8, 9)]
+    await asyncio.sleep(0)
     now = perf_counter()
-    hurried = asyncio.create_task(cache.run(road, [Row([1])], "default", now + 10))
+    hurried = asyncio.create_task(cache.run(road, [Row([1])], "default", now))
     await asyncio.sleep(0)
     patient = asyncio.create_task(cache.run(road, [Row([1])], "default"))
-    await asyncio.sleep(0)
-    as_hurried = asyncio.create_task(cache.run(road, [Row([1])], "default", now + 5))
+    gone = asyncio.create_task(cache.run(road, [Row([2])], "default", now))
     await asyncio.sleep(0)
     triton.release.set()
-    assert [(await call).own for call in (hurried, patient, as_hurried)] == [True, True, False]
-    assert triton.sizes == [1, 1]
+    await asyncio.gather(*before)
+    assert [(await call).own for call in (hurried, patient)] == [True, False]
+    with pytest.raises(DeadlinePassed):
+        await gone
 
 
 async def test_only_what_was_computed_for_a_call_alone_tells_how_long_rows_take():

@@ -39,15 +39,28 @@ class Ran(NamedTuple):
     """Tokens that the engine computed for these rows beside their own."""
 
 
+class Deadline:
+    """When an answer is worth nothing any more; who joins those that wait for it may put it off.
+
+    Args:
+        at: on the clock of `perf_counter`.
+    """
+
+    __slots__ = ("at",)
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+
+
 class _Entry:
     """Rows of one call that travel together."""
 
-    __slots__ = ("done", "enqueued", "expires", "rows")
+    __slots__ = ("deadline", "done", "enqueued", "rows")
 
-    def __init__(self, rows: Sequence[Row], done: asyncio.Future[Ran], expires: float) -> None:
+    def __init__(self, rows: Sequence[Row], done: asyncio.Future[Ran], deadline: Deadline) -> None:
         self.rows = rows
         self.done = done
-        self.expires = expires
+        self.deadline = deadline
         self.enqueued = perf_counter()
 
 
@@ -82,15 +95,19 @@ class Lane:
         self.padded_tokens = 0
 
     async def run(self, rows: Sequence[Row], expires: float = inf) -> Ran:
-        """Runs rows through the model; arguments as `start`.
+        """Runs rows through the model.
+
+        Args:
+            rows: as `start`.
+            expires: when the answer is worth nothing any more, on the clock of `perf_counter`.
 
         Raises:
             DeadlinePassed: a part of it was not sent before `expires`.
             MillisError: as `TritonClient.infer`.
         """
-        return await self.start(rows, expires)
+        return await self.start(rows, Deadline(expires))
 
-    def start(self, rows: Sequence[Row], expires: float) -> asyncio.Future[Ran]:
+    def start(self, rows: Sequence[Row], deadline: Deadline) -> asyncio.Future[Ran]:
         """Sends rows on their way and returns at once; who cancels the future has left.
 
         A long list is cut into requests of rows of like length and never holds more than the lane's width of
@@ -98,21 +115,20 @@ class Lane:
 
         Args:
             rows: at least one.
-            expires: when the answer is worth nothing any more, on the clock of `perf_counter`; what has not been
-                sent by then never is.
+            deadline: what has not been sent by then never is.
         """
         if len(rows) <= self._max_batch:
-            return self._enter(rows, expires)
-        return asyncio.get_running_loop().create_task(self._run_long(rows, expires))
+            return self._enter(rows, deadline)
+        return asyncio.get_running_loop().create_task(self._run_long(rows, deadline))
 
-    async def _run_long(self, rows: Sequence[Row], expires: float) -> Ran:
+    async def _run_long(self, rows: Sequence[Row], deadline: Deadline) -> Ran:
         order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
         parts = [order[start : start + self._max_batch] for start in range(0, len(order), self._max_batch)]
         places = asyncio.Semaphore(self._width)
 
         async def run_part(part: list[int]) -> Ran:
             async with places:
-                return await self._enter([rows[index] for index in part], expires)
+                return await self._enter([rows[index] for index in part], deadline)
 
         outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
         try:
@@ -132,8 +148,8 @@ class Lane:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _enter(self, rows: Sequence[Row], expires: float) -> asyncio.Future[Ran]:
-        entry = _Entry(rows, asyncio.get_running_loop().create_future(), expires)
+    def _enter(self, rows: Sequence[Row], deadline: Deadline) -> asyncio.Future[Ran]:
+        entry = _Entry(rows, asyncio.get_running_loop().create_future(), deadline)
         self._waiting.append(entry)
         if self._free:
             self._send()
@@ -146,7 +162,7 @@ class Lane:
         now = perf_counter()
         while self._waiting:
             entry = self._waiting[0]
-            if entry.expires <= now and not entry.done.done():
+            if entry.deadline.at <= now and not entry.done.done():
                 # gRPC cancels the handler too, but may come to it later than the lane does.
                 entry.done.set_exception(DeadlinePassed("the deadline passed before the model was free"))
             if not entry.done.done():
