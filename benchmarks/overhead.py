@@ -5,8 +5,10 @@ All sides answer the same texts one by one, in turn, in one run:
     python -m benchmarks.overhead --repository model_repository --model intent
 
 Sides: `engine` is ONNX Runtime in this process on token ids, with as many threads calling it as the backend has
-workers; `triton` adds Triton and the backend; `gateway` adds tokenizing, routing and gRPC, called with raw stubs;
-`sdk` is `millis.Client` (one thread for each caller), `sdk (async)` is `millis.AsyncClient`.
+workers; `engine, empty call` follows it with a health check, a gRPC call that does nothing: what any service that
+answers by gRPC from another process costs on this machine at least; `triton` adds Triton and the backend;
+`gateway` adds tokenizing, routing and gRPC, called with raw stubs; `sdk` is `millis.Client` (one thread for each
+caller), `sdk (async)` is `millis.AsyncClient`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import grpc
 import numpy as np
 import onnxruntime
 import uvloop
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tqdm import tqdm
 
 import millis
@@ -42,6 +45,7 @@ WORKERS = 2
 
 LIBRARIES = ("onnxruntime", "nvidia-pytriton", "grpcio", "tokenizers", "numpy")
 ENGINE = "engine"
+EMPTY_CALL = "engine, empty call"
 
 Side = Callable[[int, int], Measurement]
 """Measures (callers, requests)."""
@@ -124,15 +128,21 @@ def _sides(subject: Subject, gateway: Running) -> Iterator[dict[str, Side]]:
 
     triton, channel, asynchronous = loop.run_until_complete(connect())
     client = millis.Client(gateway.target)
+    checks = grpc.insecure_channel(gateway.target)
+    engine = _ask_engine(subject)
     try:
         yield {
-            ENGINE: _engine(subject),
+            ENGINE: lambda callers, requests: threads(engine, min(callers, WORKERS), requests),
+            EMPTY_CALL: lambda callers, requests: threads(
+                _ask_engine_and_nothing(engine, checks), min(callers, WORKERS), requests
+            ),
             "triton": on_loop(_ask_triton(subject, triton)),
             "gateway": on_loop(_ask_gateway(subject, channel)),
             "sdk": lambda callers, requests: threads(_ask_sdk(subject, client), callers, requests),
             "sdk (async)": on_loop(_ask_sdk_async(subject, asynchronous)),
         }
     finally:
+        checks.close()
         client.close()
         loop.run_until_complete(asynchronous.close())
         loop.run_until_complete(channel.close())
@@ -140,7 +150,7 @@ def _sides(subject: Subject, gateway: Running) -> Iterator[dict[str, Side]]:
         loop.close()
 
 
-def _engine(subject: Subject) -> Side:
+def _ask_engine(subject: Subject) -> Callable[[int], object]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(subject.folder / WEIGHTS_FILE, options)
@@ -153,7 +163,18 @@ def _engine(subject: Subject) -> Side:
     def ask(number: int) -> object:
         return session.run(None, feeds[number % len(feeds)])
 
-    return lambda callers, requests: threads(ask, min(callers, WORKERS), requests)
+    return ask
+
+
+def _ask_engine_and_nothing(engine: Callable[[int], object], channel: grpc.Channel) -> Callable[[int], object]:
+    stub = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest()
+
+    def ask(number: int) -> object:
+        engine(number)
+        return stub.Check(request)
+
+    return ask
 
 
 def _ask_triton(subject: Subject, client: TritonClient) -> Callable[[int], Awaitable[object]]:
