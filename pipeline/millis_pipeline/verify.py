@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from millis_pipeline.checkpoint import Checkpoint
 from millis_pipeline.data import TextExamples, TokenExamples
@@ -161,7 +161,7 @@ def predict(
     """Labels of each text, or the tag of each word: a word takes the tag of its first token."""
     if checkpoint.task == "token-classification" and evaluation.words:
         return [
-            _word_tags(words, encoding.offsets, encoding.special_tokens_mask, output, checkpoint.labels)
+            word_tags(words, _places(encoding), output, checkpoint.labels)
             for words, encoding, output in zip(evaluation.words, evaluation.rows.encodings, outputs, strict=True)
         ]
     if checkpoint.task == "token-classification":
@@ -171,6 +171,29 @@ def predict(
             [label for label, logit in zip(checkpoint.labels, output, strict=True) if logit >= 0] for output in outputs
         ]
     return [[checkpoint.labels[int(output.argmax())]] for output in outputs]
+
+
+def word_tags(
+    words: Sequence[str], places: Sequence[tuple[int, int]], output: NDArray[np.float32], labels: Sequence[str]
+) -> list[str]:
+    """The tag of each word: that of its first token, or O where it has none because it was cut off.
+
+    Args:
+        words: of a text that is these words with a space between them.
+        places: [start, end) of each token in that text; empty for a special token.
+        output: logits [tokens, labels].
+        labels: names in the order of `output`.
+    """
+    starts = word_starts(words)
+    tags: list[str | None] = [None] * len(words)
+    best = output.argmax(axis=-1)
+    for token, (start, end) in enumerate(places):
+        if end <= start:
+            continue
+        word = word_at(starts, end)
+        if tags[word] is None:
+            tags[word] = labels[best[token]]
+    return [tag or "O" for tag in tags]
 
 
 def self_checks(
@@ -190,24 +213,11 @@ def self_checks(
     return tuple(checks)
 
 
-def _word_tags(
-    words: Sequence[str],
-    offsets: Sequence[tuple[int, int]],
-    special: Sequence[int],
-    output: NDArray[np.float32],
-    labels: Sequence[str],
-) -> list[str]:
-    """A word that was cut off, or that has no token, is tagged O."""
-    starts = word_starts(words)
-    tags: list[str | None] = [None] * len(words)
-    best = output.argmax(axis=-1)
-    for token, (start, end) in enumerate(offsets):
-        if special[token] or end <= start:
-            continue
-        word = word_at(starts, end)
-        if tags[word] is None:
-            tags[word] = labels[best[token]]
-    return [tag or "O" for tag in tags]
+def _places(encoding: Encoding) -> list[tuple[int, int]]:
+    return [
+        (0, 0) if special else place
+        for place, special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+    ]
 
 
 def _check_labels(checkpoint: Checkpoint, found: set[str], name: str) -> None:

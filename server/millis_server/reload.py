@@ -16,23 +16,16 @@ import logging
 from collections import defaultdict
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from millis_server import repository, selfcheck
-from millis_server.catalogue import Catalogue, Refusal, Served, State, Variant
+from millis_server.catalogue import Catalogue, Refusal, State, Variant
 from millis_server.errors import LoadFailed, MillisError, ModelNotFound, ModelUnavailable
-from millis_server.manifest import TOKENIZER_FILE, Manifest, ManifestError, read_manifest, verify_files
-from millis_server.settings import MAX_LANES, Settings
-from millis_server.tokenizer import Tokenizer
+from millis_server.manifest import ManifestError, read_manifest
+from millis_server.settings import Settings
 from millis_server.triton.client import TritonClient
-from millis_server.triton.lane import Lane
+from millis_server.version_loader import READY, VersionLoader, VersionRefused
 
 LOG = logging.getLogger("millis.reload")
-READY = "READY"
-
-
-class VersionRefused(Exception):
-    """A version that cannot be brought into service; the message is the reason."""
 
 
 class Reloader:
@@ -47,6 +40,7 @@ class Reloader:
     def __init__(self, settings: Settings, client: TritonClient, catalogue: Catalogue) -> None:
         self._settings = settings
         self._client = client
+        self._versions = VersionLoader(settings, client)
         self._catalogue = catalogue
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._held_back: dict[str, list[str]] = {}
@@ -180,7 +174,7 @@ class Reloader:
         """Gives the loaded versions lanes that fit the config they run with now, once they pass their self-check."""
         leaving = [served for served in (variant.current, variant.standby) if served is not None]
         try:
-            renewed = [replace(old, lane=await self._lane(old.manifest, old.version)) for old in leaving]
+            renewed = [replace(old, lane=await self._versions.lane(old.manifest, old.version)) for old in leaving]
             for served in renewed:
                 await selfcheck.check(served)
         except (VersionRefused, selfcheck.SelfCheckFailed, MillisError) as error:
@@ -193,15 +187,6 @@ class Reloader:
         LOG.info("%s runs with its changed config.pbtxt", name)
         for served in leaving:
             await served.lane.drain()
-
-    async def _lane(self, manifest: Manifest, version: str) -> Lane:
-        """A lane as wide as the version's config asks for, or else the settings; batches fit both."""
-        config = await self._client.config(manifest.triton_model, version)
-        width = config.get("parameters", {}).get("lanes", {}).get("string_value", str(self._settings.lanes))
-        if not width.isdecimal() or not 1 <= int(width) <= MAX_LANES:
-            raise VersionRefused(f"config.pbtxt: parameter lanes must be from 1 to {MAX_LANES}, not {width!r}")
-        max_batch = min(self._settings.max_batch, max(1, config["max_batch_size"]))
-        return Lane(self._client, manifest, version, int(width), max_batch)
 
     async def _bring_newest(self, name: str, variant: Variant, versions: list[str]) -> None:
         for version in versions:
@@ -231,7 +216,7 @@ class Reloader:
         if variant.standby is not None and variant.standby.version == version:
             served, variant.standby = variant.standby, None
         else:
-            served = await self._load(name, version)
+            served = await self._versions.load(name, version)
         variant.manifest = served.manifest
         variant.current = served
         variant.state = State.READY
@@ -245,36 +230,6 @@ class Reloader:
             else:
                 # The newer version was deleted: let Triton drop it and load the one before as the new standby.
                 await self._client.load(name)
-
-    async def _load(self, name: str, version: str) -> Served:
-        folder = self._settings.model_repository / name / version
-        try:
-            manifest = await asyncio.to_thread(_read, folder)
-            tokenizer = await asyncio.to_thread(Tokenizer, folder / TOKENIZER_FILE, manifest.max_tokens)
-        except ManifestError as error:
-            raise VersionRefused(str(error)) from error
-        except Exception as error:  # tokenizers raises plain Exception for a file it cannot read
-            raise VersionRefused(f"{folder / TOKENIZER_FILE}: {error}") from error
-        state = await self._load_in_triton(name, version)
-        if state != READY:
-            raise VersionRefused(f"Triton did not load it: {state}")
-        try:
-            served = Served(manifest, version, tokenizer, await self._lane(manifest, version))
-            await selfcheck.check(served)
-        except (selfcheck.SelfCheckFailed, MillisError) as error:
-            raise VersionRefused(str(error)) from error
-        return served
-
-    async def _load_in_triton(self, name: str, version: str) -> str:
-        """Loads what the variant's config asks for and returns what Triton says of one version."""
-        try:
-            await self._client.load(name)
-        except ModelUnavailable:
-            raise
-        except MillisError as error:
-            # Triton reports the failure of any version; another one may have loaded all the same.
-            return (await self._client.versions(name)).get(version, str(error))
-        return (await self._client.versions(name)).get(version, "it is not among the two newest versions")
 
     async def _discover(self, name: str, versions: list[str]) -> Variant | None:
         """Enters a new folder into the catalogue, with the newest manifest that can be read."""
@@ -318,7 +273,7 @@ class Reloader:
                 try:
                     await self._client.unload(name)
                     variant.standby = None
-                    state = await self._load_in_triton(name, served.version)
+                    state = await self._versions.load_in_triton(name, served.version)
                     if state == READY:
                         await selfcheck.check(served)
                         variant.state = State.READY
@@ -342,10 +297,3 @@ class Reloader:
             except ManifestError:
                 continue
         return False
-
-
-def _read(folder: Path) -> Manifest:
-    """Reads a version's manifest and checks its files; reads every byte of the weights."""
-    manifest = read_manifest(folder)
-    verify_files(folder, manifest)
-    return manifest

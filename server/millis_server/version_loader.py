@@ -1,0 +1,91 @@
+"""Turns one version of a variant in the repository into one that can answer: loaded, warmed and checked."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from millis_server import selfcheck
+from millis_server.catalogue import Served
+from millis_server.errors import MillisError, ModelUnavailable
+from millis_server.manifest import TOKENIZER_FILE, Manifest, ManifestError, read_manifest, verify_files
+from millis_server.settings import MAX_LANES, Settings
+from millis_server.tokenizer import Tokenizer
+from millis_server.triton.client import TritonClient
+from millis_server.triton.lane import Lane
+
+READY = "READY"
+"""What Triton says of a version that can answer."""
+
+
+class VersionRefused(Exception):
+    """A version that cannot be brought into service; the message is the reason."""
+
+
+class VersionLoader:
+    """Loads versions.
+
+    Args:
+        settings: of the gateway.
+        client: connection to Triton.
+    """
+
+    def __init__(self, settings: Settings, client: TritonClient) -> None:
+        self._settings = settings
+        self._client = client
+
+    async def load(self, name: str, version: str) -> Served:
+        """Loads one version of the variant in folder `name`.
+
+        Raises:
+            VersionRefused: its files, Triton or its self-check say no.
+            ModelUnavailable: Triton could not be asked to load it, which says nothing about the version.
+        """
+        folder = self._settings.model_repository / name / version
+        try:
+            manifest = await asyncio.to_thread(_read, folder)
+            tokenizer = await asyncio.to_thread(Tokenizer, folder / TOKENIZER_FILE, manifest.max_tokens)
+        except ManifestError as error:
+            raise VersionRefused(str(error)) from error
+        except Exception as error:  # tokenizers raises plain Exception for a file it cannot read
+            raise VersionRefused(f"{folder / TOKENIZER_FILE}: {error}") from error
+        state = await self.load_in_triton(name, version)
+        if state != READY:
+            raise VersionRefused(f"Triton did not load it: {state}")
+        try:
+            served = Served(manifest, version, tokenizer, await self.lane(manifest, version))
+            await selfcheck.check(served)
+        except (selfcheck.SelfCheckFailed, MillisError) as error:
+            raise VersionRefused(str(error)) from error
+        return served
+
+    async def load_in_triton(self, name: str, version: str) -> str:
+        """Loads what the variant's config asks for and returns what Triton says of one version."""
+        try:
+            await self._client.load(name)
+        except ModelUnavailable:
+            raise
+        except MillisError as error:
+            # Triton reports the failure of any version; another one may have loaded all the same.
+            return (await self._client.versions(name)).get(version, str(error))
+        return (await self._client.versions(name)).get(version, "it is not among the two newest versions")
+
+    async def lane(self, manifest: Manifest, version: str) -> Lane:
+        """A lane as wide as the version's config asks for, or else the settings; batches fit both.
+
+        Raises:
+            VersionRefused: the config's parameter is none.
+        """
+        config = await self._client.config(manifest.triton_model, version)
+        width = config.get("parameters", {}).get("lanes", {}).get("string_value", str(self._settings.lanes))
+        if not width.isdecimal() or not 1 <= int(width) <= MAX_LANES:
+            raise VersionRefused(f"config.pbtxt: parameter lanes must be from 1 to {MAX_LANES}, not {width!r}")
+        max_batch = min(self._settings.max_batch, max(1, config["max_batch_size"]))
+        return Lane(self._client, manifest, version, int(width), max_batch)
+
+
+def _read(folder: Path) -> Manifest:
+    """Reads a version's manifest and checks its files; reads every byte of the weights."""
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    return manifest
