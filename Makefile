@@ -11,7 +11,7 @@ MODELS ?= embed intent sentiment ner
 PIP := $(BIN)/python -m pip --disable-pip-version-check --timeout 120
 
 .DEFAULT_GOAL := help
-BENCHES := bench bench-cache bench-eager bench-padding bench-routing
+BENCHES := bench bench-cache bench-eager bench-exits bench-padding bench-routing
 .PHONY: help setup serve models test test-slow check format protos drift $(BENCHES) demo clean
 
 help: ## list the targets
@@ -69,6 +69,10 @@ bench-routing: models ## measure routing by deadline under load, against the sam
 
 bench-eager: $(READY) ## measure published variants against PyTorch behind a plain server (CHECKPOINT=, MODEL=, TEXTS=)
 	$(BIN)/python -m benchmarks.eager --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) --model $(MODEL) --texts $(TEXTS)
+
+bench-exits: $(READY) ## measure a variant with early exits against the one without (MODEL=, PLAIN=, EXITS=, TEXTS=, LABELS=)
+	$(BIN)/python -m benchmarks.exits --repository $(REPOSITORY) --model $(MODEL) --plain $(PLAIN) --exits $(EXITS) \
+	  --texts $(TEXTS) --label-column $(LABELS)
 
 bench-padding: models ## measure mixed lengths grouped and padded to the longest, through Triton
 	$(BIN)/python -m benchmarks.padding --repository $(REPOSITORY)

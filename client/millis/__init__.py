@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from millis._channel import KeepAliveConfig, RetryConfig, TlsConfig
 from millis.aio import AsyncClient
-from millis.catalog import LatencyPoint, Model, ModelChange, ModelVariant, Quality, RefusedVersion
+from millis.catalog import Exit, LatencyPoint, Model, ModelChange, ModelVariant, Quality, RefusedVersion
 from millis.client import Client
 from millis.errors import (
     ClientClosedError,
@@ -75,6 +75,7 @@ __all__ = [
     "Embedding",
     "Entity",
     "ErrorDetails",
+    "Exit",
     "FailedPreconditionError",
     "FieldViolation",
     "Info",

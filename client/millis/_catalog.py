@@ -6,7 +6,7 @@ from datetime import UTC
 
 from millis import _enums
 from millis._results import milliseconds
-from millis.catalog import LatencyPoint, Model, ModelChange, ModelVariant, Quality, RefusedVersion
+from millis.catalog import Exit, LatencyPoint, Model, ModelChange, ModelVariant, Quality, RefusedVersion
 from millis.v1 import models_pb2 as pb
 
 
@@ -49,6 +49,10 @@ def _variant(message: pb.ModelVariant) -> ModelVariant:
             for each in message.latency
         ),
         size_bytes=message.size_bytes,
+        exits=tuple(
+            Exit(each.layers, each.threshold if each.HasField("threshold") else None, each.share)
+            for each in message.exits
+        ),
     )
 
 

@@ -128,7 +128,7 @@ def _info(info: types_pb2.ResponseInfo) -> Info:
     served_by = info.served_by
     return Info(
         ServedBy(served_by.model, served_by.version, served_by.variant, served_by.degraded, served_by.reason),
-        Usage(info.usage.inputs, info.usage.tokens, info.usage.padded_tokens),
+        Usage(info.usage.inputs, info.usage.tokens, info.usage.padded_tokens, info.usage.layers),
         _timing(info.timing) if info.HasField("timing") else None,
         _enums.CACHE_STATUSES.name(info.cache_status),
         tuple(info.truncated_inputs),

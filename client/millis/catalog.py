@@ -35,6 +35,18 @@ class LatencyPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Exit:
+    """A place at which a variant with early exits answers."""
+
+    layers: int
+    """Layers that an input has gone through when it gets here."""
+    threshold: float | None
+    """Lowest confidence at which an input is answered here; None at the last one, which answers all that come."""
+    share: float
+    """Of the inputs of the evaluation data that were answered here."""
+
+
+@dataclass(frozen=True, slots=True)
 class RefusedVersion:
     """A version that did not get into service."""
 
@@ -66,7 +78,9 @@ class ModelVariant:
     """None when the model was published without evaluation data."""
     latency: tuple[LatencyPoint, ...]
     size_bytes: int
-    """Size of the weights file."""
+    """Size of the weights."""
+    exits: tuple[Exit, ...] = ()
+    """Where it answers, for a variant with early exits, in order; empty for one without."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,8 @@ class Usage:
     """Tokens as the model reads them, special tokens included, padding not; also those answered from the cache."""
     padded_tokens: int = 0
     """Tokens that the model computed beside those, because inputs of other lengths shared a batch with them."""
+    layers: int = 0
+    """Layers that the inputs went through, added up, for a variant with early exits; 0 for others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,18 +20,20 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import get_args
 
-from millis_pipeline.candidates import Assessed, assess, make_candidates
+from tokenizers import Tokenizer
+
+from millis_pipeline.calibrate import steady
+from millis_pipeline.candidates import Assessed, Candidate, assess, make_candidates
 from millis_pipeline.checkpoint import PACKAGE_PREFIX, Checkpoint, CheckpointError, load, resolve
 from millis_pipeline.data import DataError
 from millis_pipeline.export import ExportError
-from millis_pipeline.finetune import finetune
+from millis_pipeline.finetune import finetune, train_and_dev
 from millis_pipeline.gate import Decision, choose_default, decide
 from millis_pipeline.job import Job, read_evaluation, read_job
 from millis_pipeline.publish import PublishError, publish, staging, write_version
 from millis_pipeline.quantize import needs_reduced_range
 from millis_pipeline.recipe import RecipeError
 from millis_pipeline.report import Entry, write_report
-from millis_pipeline.run import onnx_runner
 from millis_pipeline.students import Students, check_variants, training_texts
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.verify import (
@@ -42,12 +44,15 @@ from millis_pipeline.verify import (
     evaluation_set,
     self_checks,
 )
-from millis_server.manifest import TOKENIZER_FILE, WEIGHTS_FILE, Manifest, Provenance, TaskName, sha256
+from millis_server.manifest import TOKENIZER_FILE, Manifest, Provenance, TaskName, sha256
 
 ERRORS = (CheckpointError, DataError, ExportError, PublishError, RecipeError, VerificationError)
 """What a user can mend; anything else is a bug and shows its traceback."""
 
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "onnx", "onnxruntime", "tokenizers")
+SELF_CHECKS = 3
+"""Inputs that a version must answer as it did here before it takes traffic."""
+
 INT8_TOLERANCE = 0.25
 """Largest difference that passes an int8 self-check: another processor may round another way."""
 
@@ -93,9 +98,15 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None) -
         if job.recipe is not None:
             kept = keep / f"{job.name}-students" if keep is not None else None
             students = Students(teacher, job.recipe, texts, Path(scratch), kept)
-        reduced = needs_reduced_range()
         candidates = make_candidates(
-            job.variants, students, teacher, texts, stage, reduce_range=reduced, say=partial(_say, job)
+            job.variants,
+            students,
+            teacher,
+            texts,
+            _held_out(job, teacher, tokenizer),
+            stage,
+            reduce_range=needs_reduced_range(),
+            say=partial(_say, job),
         )
         _say(job, f"verifying and measuring {len(candidates)} variants on {len(evaluation.inputs)} texts")
         assessed, reference = assess(candidates, teacher, evaluation)
@@ -129,6 +140,13 @@ def _teacher(job: Job, scratch: Path, keep: Path | None) -> Checkpoint:
     return load(job.source, folder, job.task)
 
 
+def _held_out(job: Job, teacher: Checkpoint, tokenizer: Tokenizer) -> EvaluationSet | None:
+    """What exits are calibrated on: the dev data, from which neither the teacher nor a student learned."""
+    if job.recipe is None or all(variant.exits is None for variant in job.variants):
+        return None
+    return evaluation_set(teacher, tokenizer, train_and_dev(job.recipe)[1], "dev")
+
+
 def _decide(job: Job, assessed: Sequence[Assessed], reference: Judgement) -> Decision:
     """The gate. Without data to measure quality on there is none: then everything is published, and nothing claimed."""
     measured = [one.for_gate(reference) for one in assessed]
@@ -153,16 +171,25 @@ def _entry(job: Job, one: Assessed, evaluation: EvaluationSet, decision: Decisio
         activation=checkpoint.activation,
         default_variant=candidate.name == decision.default,
         default_for_task=job.recipe is not None and job.recipe.default,
-        files={file: sha256(candidate.folder / file) for file in (WEIGHTS_FILE, TOKENIZER_FILE)},
-        size_bytes=candidate.weights.stat().st_size,
+        files={path.name: sha256(path) for path in (*candidate.graphs, candidate.folder / TOKENIZER_FILE)},
+        size_bytes=sum(path.stat().st_size for path in candidate.graphs),
         memory_bytes=one.memory_bytes,
         quality=one.judgement.quality,
         latency=one.latency,
         provenance=_provenance(job, checkpoint, candidate.steps),
-        self_check=self_checks(checkpoint, evaluation, onnx_runner(candidate.weights)),
+        exits=one.exits,
+        self_check=self_checks(checkpoint, evaluation, candidate.runner(), _checked(candidate, evaluation)),
         tolerance=FP32_TOLERANCE if candidate.recipe.quantize is None else INT8_TOLERANCE,
     )
     return Entry(manifest, one.judgement, refused=decision.refused.get(candidate.name, ""))
+
+
+def _checked(candidate: Candidate, evaluation: EvaluationSet) -> list[int]:
+    """Inputs for the self-check. Of a variant with exits those that leave clearly where they leave: on another machine
+    rounding must not send one on."""
+    if not candidate.exits:
+        return list(range(min(SELF_CHECKS, len(evaluation.inputs))))
+    return steady(candidate.stages(), evaluation.rows, candidate.checkpoint.inputs, SELF_CHECKS)
 
 
 def _provenance(job: Job, checkpoint: Checkpoint, steps: tuple[str, ...]) -> Provenance:

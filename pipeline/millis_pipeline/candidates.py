@@ -5,22 +5,29 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from math import inf
 from pathlib import Path
 
+from millis_pipeline.architectures import Encoder
+from millis_pipeline.calibrate import calibrate, trace
 from millis_pipeline.checkpoint import Checkpoint
 from millis_pipeline.examples import Example, pad
-from millis_pipeline.export import export_onnx
+from millis_pipeline.exits import ExitModel
+from millis_pipeline.export import export_onnx, export_stages
 from millis_pipeline.gate import Measured
-from millis_pipeline.latency import measure, single_text_ms
+from millis_pipeline.latency import Graph, measure, single_text_ms, stage_ms
 from millis_pipeline.memory import resident_bytes
 from millis_pipeline.quantize import quantize_int8
-from millis_pipeline.run import Feeds, onnx_runner, run_all, torch_runner
+from millis_pipeline.run import CascadeRunner, Feeds, Runner, onnx_runner, run_all, torch_runner
 from millis_pipeline.students import Students
 from millis_pipeline.tokenizer import write_tokenizer
-from millis_pipeline.variants import VariantRecipe
+from millis_pipeline.variants import Exits, VariantRecipe
 from millis_pipeline.verify import FP32_TOLERANCE, EvaluationSet, Judgement, VerificationError, judge
-from millis_server.manifest import TOKENIZER_FILE, WEIGHTS_FILE, LatencyProfile
+from millis_server.manifest import TOKENIZER_FILE, WEIGHTS_FILE, Exit, LatencyProfile
+from millis_server.triton.backend.cascade import Stage
+from millis_server.triton.backend.engine import EngineOptions, load_engine
 
 CALIBRATION_TEXTS = 128
 CHECKED_TEXTS = 64
@@ -36,12 +43,16 @@ class Candidate:
         folder: with weights and tokenizer.
         checkpoint: the teacher, with the module that the graph was exported from.
         steps: in words how it was made.
+        exits: graphs of a variant with early exits, and who leaves after each; the shares are not measured yet.
+        unfit: why it must not be published, whatever is measured; empty when nothing is known against it.
     """
 
     recipe: VariantRecipe
     folder: Path
     checkpoint: Checkpoint
     steps: tuple[str, ...]
+    exits: tuple[Exit, ...] = ()
+    unfit: str = ""
 
     @property
     def name(self) -> str:
@@ -49,24 +60,49 @@ class Candidate:
         return self.recipe.name
 
     @property
-    def weights(self) -> Path:
-        """Its graph."""
-        return self.folder / WEIGHTS_FILE
+    def graphs(self) -> list[Path]:
+        """Its graphs, in the order in which an input goes through them."""
+        return [self.folder / exit.file for exit in self.exits] or [self.folder / WEIGHTS_FILE]
 
     @property
     def reference(self) -> bool:
         """Whether it is the teacher itself."""
         return not self.recipe.trained and self.recipe.quantize is None
 
+    def runner(self, *, leaving: bool = True) -> Runner:
+        """Runs it; with `leaving` false every input goes through all graphs."""
+        if not self.exits:
+            return onnx_runner(self.graphs[0])
+        stages = self.stages()
+        if leaving:
+            return CascadeRunner(stages)
+        return CascadeRunner([stage._replace(threshold=stage.threshold and inf) for stage in stages])
+
+    def stages(self) -> list[Stage]:
+        """Its graphs with their thresholds, loaded."""
+        return [
+            Stage(load_engine("onnxruntime", path, EngineOptions(threads=0)), exit.layers, exit.threshold)
+            for path, exit in zip(self.graphs, self.exits, strict=True)
+        ]
+
 
 @dataclass(frozen=True)
 class Assessed:
-    """A candidate with what was measured."""
+    """A candidate with what was measured.
+
+    Attributes:
+        candidate: that was measured.
+        judgement: what it is worth.
+        latency: of its graphs.
+        memory_bytes: of its loaded graphs.
+        exits: those of the candidate, with the shares of the evaluation data that left there.
+    """
 
     candidate: Candidate
     judgement: Judgement
     latency: LatencyProfile
     memory_bytes: int
+    exits: tuple[Exit, ...] = ()
 
     def for_gate(self, reference: Judgement) -> Measured:
         """What the gate decides by."""
@@ -76,6 +112,7 @@ class Assessed:
             reference.value - self.judgement.value,
             single_text_ms(self.latency),
             self.candidate.reference,
+            self.candidate.unfit,
         )
 
 
@@ -84,18 +121,20 @@ def make_candidates(
     students: Students | None,
     teacher: Checkpoint,
     texts: Sequence[Example],
+    held_out: EvaluationSet | None,
     stage: Path,
     *,
     reduce_range: bool,
     say: Callable[[str], None],
 ) -> list[Candidate]:
-    """Makes the graph of every variant in a folder of its own; variants that differ in quantization share a training.
+    """Makes the graphs of every variant in a folder of its own; variants that differ in quantization share a training.
 
     Args:
         variants: to make.
         students: makes smaller modules; None where no variant needs one.
         teacher: the fine-tuned checkpoint.
-        texts: to calibrate with.
+        texts: to calibrate quantization with.
+        held_out: to calibrate exits with; None where no variant has any.
         stage: folder that gets the folders.
         reduce_range: whether int8 weights get 7 bits.
         say: told what is being done.
@@ -105,7 +144,7 @@ def make_candidates(
         ExportError: PyTorch cannot export a module.
     """
     feeds = _calibration(texts, teacher)
-    exported: dict[int, Path] = {}
+    exported: dict[int, list[Path]] = {}
     made = []
     for variant in variants:
         if variant.trained:
@@ -114,21 +153,69 @@ def make_candidates(
         folder = stage / f"candidate-{variant.name}"
         folder.mkdir()
         write_tokenizer(teacher.tokenizer, folder / TOKENIZER_FILE)
-        graph = exported.get(id(checkpoint.module))
-        if graph is None:
+        graphs = exported.get(id(checkpoint.module))
+        if graphs is None:
             say(f"exporting {variant.name} to ONNX")
-            graph = exported[id(checkpoint.module)] = stage / f"exported-{len(exported)}.onnx"
-            export_onnx(checkpoint, graph)
-        if variant.quantize is None:
-            shutil.copyfile(graph, folder / WEIGHTS_FILE)
-        else:
+            scratch = stage / f"exported-{len(exported)}"
+            scratch.mkdir()
+            graphs = exported[id(checkpoint.module)] = _export(checkpoint, scratch)
+        if variant.quantize is not None:
             say(f"quantizing {variant.name}")
-            kept = quantize_int8(
-                graph, folder / WEIGHTS_FILE, reduce_range=reduce_range, spec=variant.quantize, texts=feeds
-            )
-            steps = (*steps, _quantization(variant, kept, len(feeds), reduce_range))
-        made.append(Candidate(variant, folder, checkpoint, steps))
+        steps = (*steps, *_finish(variant, graphs, folder, feeds, reduce_range))
+        candidate = Candidate(variant, folder, checkpoint, steps)
+        if variant.exits is not None:
+            assert held_out is not None, "exits are calibrated on data set aside. This is a bug."
+            say(f"calibrating the exits of {variant.name} on {len(held_out.inputs)} texts set aside")
+            candidate = with_exits(candidate, [folder / path.name for path in graphs], variant.exits, held_out)
+        made.append(candidate)
     return made
+
+
+def _export(checkpoint: Checkpoint, folder: Path) -> list[Path]:
+    if isinstance(checkpoint.module, ExitModel):
+        return export_stages(checkpoint.module, checkpoint, folder)
+    export_onnx(checkpoint, folder / WEIGHTS_FILE)
+    return [folder / WEIGHTS_FILE]
+
+
+def _finish(
+    variant: VariantRecipe, graphs: Sequence[Path], folder: Path, feeds: Sequence[Feeds], reduce_range: bool
+) -> tuple[str, ...]:
+    """Puts the graphs into the variant's folder, quantized if it says so; returns the step in words."""
+    said: tuple[str, ...] = ()
+    for graph in graphs:
+        if variant.quantize is None:
+            shutil.copyfile(graph, folder / graph.name)
+            continue
+        kept = quantize_int8(graph, folder / graph.name, reduce_range=reduce_range, spec=variant.quantize, texts=feeds)
+        said = (_quantization(variant, kept, len(feeds), reduce_range),)
+    return said
+
+
+def with_exits(candidate: Candidate, graphs: Sequence[Path], spec: Exits, held_out: EvaluationSet) -> Candidate:
+    """The candidate with calibrated exits; unfit where no thresholds hold what was agreed and are worth it."""
+    checkpoint = candidate.checkpoint
+    depth = len(Encoder(checkpoint.module).layers)
+    layers = (*spec.after, depth)
+    engines = [load_engine("onnxruntime", path, EngineOptions(threads=0)) for path in graphs]
+    stages = [Stage(engine, gone) for engine, gone in zip(engines, layers, strict=True)]
+    found = calibrate(trace(checkpoint, stages, held_out), [stage_ms(path) for path in graphs], spec.max_loss)
+    thresholds = found.thresholds if found is not None else (1.0,) * len(spec.after)
+    exits = tuple(
+        Exit(file=path.name, layers=gone, threshold=threshold, share=0)
+        for path, gone, threshold in zip(graphs, layers, (*thresholds, None), strict=True)
+    )
+    if found is None:
+        unfit = f"no thresholds of its exits save time within exits.max_loss {spec.max_loss:g}"
+        return replace(candidate, exits=exits, unfit=unfit)
+    leave = ", ".join(
+        f"{threshold:.3f} after layer {gone}" for threshold, gone in zip(thresholds, layers, strict=False)
+    )
+    said = (
+        f"calibrated on {len(held_out.inputs)} texts set aside: a text leaves with a confidence of at least {leave}; "
+        f"there that loses {max(found.loss, 0):.4f} and saves {100 * found.saved:.0f} % of the time"
+    )
+    return replace(candidate, exits=exits, steps=(*candidate.steps, said))
 
 
 def _calibration(texts: Sequence[Example], teacher: Checkpoint) -> list[Feeds]:
@@ -162,20 +249,37 @@ def assess(
     """
     outputs = run_all(torch_runner(teacher), evaluation.rows, teacher.inputs, "PyTorch")
     reference = judge(teacher, evaluation, outputs, outputs)
-    judgements = []
+    judgements, exits = [], []
     for candidate in candidates:
-        ours = run_all(onnx_runner(candidate.weights), evaluation.rows, teacher.inputs, candidate.name)
+        runner = candidate.runner()
+        ours = run_all(runner, evaluation.rows, teacher.inputs, candidate.name)
+        exits.append(_with_shares(candidate.exits, runner))
         judgements.append(judge(teacher, evaluation, ours, outputs))
         if candidate.reference:
             _check_difference(candidate, judgements[-1].max_difference)
         elif candidate.recipe.quantize is None:
             _check_student(candidate, evaluation)
-    latency = measure({one.name: one.weights for one in candidates}, teacher.inputs, teacher.max_tokens)
+    graphs = {one.name: _reached(one, left) for one, left in zip(candidates, exits, strict=True)}
+    latency = measure(graphs, teacher.max_tokens)
     assessed = [
-        Assessed(candidate, judgement, latency[candidate.name], resident_bytes(candidate.weights))
-        for candidate, judgement in zip(candidates, judgements, strict=True)
+        Assessed(candidate, judgement, latency[candidate.name], resident_bytes(candidate.graphs), left)
+        for candidate, judgement, left in zip(candidates, judgements, exits, strict=True)
     ]
     return assessed, reference
+
+
+def _with_shares(exits: Sequence[Exit], runner: Runner) -> tuple[Exit, ...]:
+    """Exits with the shares of the inputs that left there."""
+    if not isinstance(runner, CascadeRunner):
+        return ()
+    texts = runner.left.total()
+    return tuple(exit.model_copy(update={"share": runner.left[exit.layers] / texts}) for exit in exits)
+
+
+def _reached(candidate: Candidate, exits: Sequence[Exit]) -> list[Graph]:
+    """The graphs with the share of the inputs that each is run for."""
+    left = [0.0, *accumulate(exit.share for exit in exits)]
+    return [Graph(path, max(0.0, 1 - gone)) for path, gone in zip(candidate.graphs, left, strict=False)]
 
 
 def _check_student(candidate: Candidate, evaluation: EvaluationSet) -> None:
@@ -183,7 +287,7 @@ def _check_student(candidate: Candidate, evaluation: EvaluationSet) -> None:
     names = candidate.checkpoint.inputs
     some = evaluation.rows.first(CHECKED_TEXTS)
     theirs = run_all(torch_runner(candidate.checkpoint), some, names, f"{candidate.name} check")
-    ours = run_all(onnx_runner(candidate.weights), some, names, f"{candidate.name} check")
+    ours = run_all(candidate.runner(leaving=False), some, names, f"{candidate.name} check")
     _check_difference(candidate, max(float(abs(a - b).max()) for a, b in zip(theirs, ours, strict=True)))
 
 

@@ -82,10 +82,15 @@ class _Logits(nn.Module):  # type: ignore[misc]  # torch is not followed: its ty
         self.model = model
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+        given = {"input_ids": input_ids, "token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds}
+        named = {name: tensor for name, tensor in given.items() if tensor is not None}
+        logits: torch.Tensor = self.model(attention_mask=attention_mask, **named).logits
         return logits
 
 

@@ -35,21 +35,28 @@ class MeanPoolClassifier(nn.Module):  # type: ignore[misc]  # torch is not follo
         self.head = nn.Linear(self.config.hidden_size, self.config.num_labels)
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits [texts, labels] of INT64 [texts, tokens]."""
-        logits: torch.Tensor = self.head(self.dropout(self.pooled(input_ids, attention_mask, token_type_ids)))
+        """Logits [texts, labels] of INT64 [texts, tokens], or of embedded tokens [texts, tokens, hidden size]."""
+        pooled = self.pooled(input_ids, attention_mask, token_type_ids, inputs_embeds)
+        logits: torch.Tensor = self.head(self.dropout(pooled))
         return logits
 
     def pooled(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mean of the last hidden states [texts, hidden size], padding left out."""
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        mean: torch.Tensor = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-        return mean
+        given = {"input_ids": input_ids, "token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds}
+        named = {name: tensor for name, tensor in given.items() if tensor is not None}
+        return masked_mean(self.backbone(attention_mask=attention_mask, **named).last_hidden_state, attention_mask)
 
     def save(self, folder: Path) -> None:
         """Writes an ordinary checkpoint folder, with the head beside the backbone."""
@@ -64,3 +71,10 @@ class MeanPoolClassifier(nn.Module):  # type: ignore[misc]  # torch is not follo
         classifier = cls(AutoModel.from_pretrained(folder, config=config))
         classifier.head.load_state_dict(load_file(folder / HEAD_FILE))
         return classifier
+
+
+def masked_mean(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the tokens of hidden states [texts, tokens, hidden size], padding left out: [texts, hidden size]."""
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    mean: torch.Tensor = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+    return mean

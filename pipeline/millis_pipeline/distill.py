@@ -8,7 +8,7 @@ The teacher is run once, see `teacher.py`. The same training recovers a pruned m
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from millis_pipeline.checkpoint import Checkpoint, CheckpointError
 from millis_pipeline.examples import batches, pad
 from millis_pipeline.finetune import WARMUP, parameter_groups, target_loss
 from millis_pipeline.teacher import Lesson, Teaching, captured
-from millis_pipeline.variants import Distill, Prune
+from millis_pipeline.variants import Distill, Exits, Prune
 
 LABELS_WEIGHT = 0.3
 """Of the loss on labels beside the teacher's outputs: the teacher has seen the labels, and says more."""
@@ -82,10 +82,9 @@ def check_depth(layers: Sequence[int], depth: int, what: str) -> None:
 
 def imitate(
     student: nn.Module,
-    teaching: Teaching,
-    mapping: Mapping[int, int],
-    spec: Distill | Prune,
-    checkpoint: Checkpoint,
+    lessons: Sequence[Lesson],
+    loss_of: Callable[[Sequence[Lesson]], torch.Tensor],
+    spec: Distill | Prune | Exits,
     *,
     batch_size: int,
     freeze_embeddings: bool,
@@ -98,20 +97,18 @@ def imitate(
 
     Args:
         student: to train.
-        teaching: what the teacher says of every text.
-        mapping: for layers of the student the teacher's layer whose output it learns, both from 0.
-        spec: epochs, learning rate and temperature.
-        checkpoint: the teacher, for its task.
+        lessons: texts to learn from.
+        loss_of: what the student does wrong on a batch of them.
+        spec: epochs and learning rate.
         batch_size: texts in a step.
         freeze_embeddings: whether word embeddings stay as they are.
         seed: of the order of texts.
         what: variant, for progress bar and lines.
     """
     torch.manual_seed(seed)
-    encoder = Encoder(student)
     student.eval().requires_grad_(True)
-    encoder.base.get_input_embeddings().weight.requires_grad_(not freeze_embeddings)
-    steps = -(-len(teaching.lessons) // batch_size)
+    Encoder(student).base.get_input_embeddings().weight.requires_grad_(not freeze_embeddings)
+    steps = -(-len(lessons) // batch_size)
     optimizer = torch.optim.AdamW(parameter_groups(student), lr=spec.learning_rate, fused=True)
     total = steps * spec.epochs
     schedule = get_linear_schedule_with_warmup(optimizer, int(WARMUP * total), total)
@@ -120,8 +117,8 @@ def imitate(
         losses = []
         name = f"{what} epoch {epoch}/{spec.epochs}"
         with tqdm(total=steps, desc=name, unit="step", leave=False, disable=None) as progress:
-            for batch in batches(teaching.lessons, batch_size, shuffle):
-                loss = _loss(student, encoder, teaching, mapping, batch, checkpoint, spec.temperature)
+            for batch in batches(lessons, batch_size, shuffle):
+                loss = loss_of(batch)
                 loss.backward()
                 nn.utils.clip_grad_norm_(student.parameters(), 1.0)
                 optimizer.step()
@@ -133,17 +130,26 @@ def imitate(
     student.requires_grad_(False)
 
 
-def _loss(
+def student_loss(
     student: nn.Module,
-    encoder: Encoder,
     teaching: Teaching,
     mapping: Mapping[int, int],
     batch: Sequence[Lesson],
     checkpoint: Checkpoint,
     temperature: float,
 ) -> torch.Tensor:
+    """Distance from the teacher's outputs, its hidden states, and the labels where there are any.
+
+    Args:
+        student: that is trained.
+        teaching: what the teacher says of every text.
+        mapping: for layers of the student the teacher's layer whose output it learns, both from 0.
+        batch: some of its lessons.
+        checkpoint: the teacher, for its task.
+        temperature: softens both sides' distributions.
+    """
     ids, mask = pad(batch, teaching.pad_id)
-    with captured(encoder, list(mapping)) as states:
+    with captured(Encoder(student), list(mapping)) as states:
         output = student(ids, mask)
     real = mask.bool()
     flat = output[real] if teaching.per_token else output

@@ -97,10 +97,20 @@ def _read(
     for path in (recipe.dev, recipe.test):
         if path is not None:
             check_known(read_examples(recipe, path), labels, path)
+    return *train_and_dev(recipe), labels
+
+
+def train_and_dev(recipe: Recipe) -> tuple[TextExamples | TokenExamples, TextExamples | TokenExamples]:
+    """Training data and dev data of a recipe; the dev data is a part of the training data where there is no other.
+
+    Raises:
+        DataError: a file cannot be used.
+    """
+    assert recipe.train is not None, "only for recipes with training data. This is a bug."
+    train = read_examples(recipe, recipe.train)
     if recipe.dev is not None:
-        return train, read_examples(recipe, recipe.dev), labels
-    train, dev = _split(train, recipe)
-    return train, dev, labels
+        return train, read_examples(recipe, recipe.dev)
+    return _split(train, recipe)
 
 
 def read_examples(recipe: Recipe, path: Path) -> TextExamples | TokenExamples:

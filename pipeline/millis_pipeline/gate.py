@@ -19,6 +19,7 @@ class Measured:
         loss: quality of the PyTorch model less its own.
         milliseconds: of one text, see `latency.single_text_ms`.
         reference: whether it is the one without steps, which is published whatever was measured.
+        unfit: a reason against it that was found before; empty when there is none.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Measured:
     loss: float
     milliseconds: float
     reference: bool = False
+    unfit: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def decide(candidates: Sequence[Measured], max_loss: float) -> Decision:
 
 
 def _reason(one: Measured, better: Sequence[Measured], max_loss: float) -> str:
+    if one.unfit:
+        return one.unfit
     if one.loss > max_loss:
         return f"it loses {one.loss:.4f}, more than max_quality_loss {max_loss:g}"
     for other in better:

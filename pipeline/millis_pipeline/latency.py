@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import geometric_mean
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from tqdm import tqdm
 
 from millis_pipeline.machine import machine
-from millis_pipeline.run import Feeds, Runner, onnx_runner
 from millis_server.manifest import LatencyPoint, LatencyProfile
+from millis_server.triton.backend.engine import Engine, EngineOptions, load_engine
+from millis_server.triton.backend.microbatch import HIDDEN, MASK
 
 POINTS = ((1, 8), (1, 16), (1, 32), (1, 64), (1, 128), (8, 16), (8, 64))
 """(batch, tokens); those longer than the model reads are left out."""
@@ -25,52 +29,90 @@ SECONDS = 0.05
 MIN_RUNS = 3
 MAX_RUNS = 40
 
+TYPICAL_TOKENS = 16
+"""Length at which the graphs of a cascade are compared."""
 
-def measure(graphs: Mapping[str, Path], names: tuple[str, ...], max_tokens: int) -> dict[str, LatencyProfile]:
-    """Measures graphs side by side.
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph of a variant.
+
+    Attributes:
+        path: of the file.
+        reached: share of the inputs that it is run for.
+    """
+
+    path: Path
+    reached: float = 1.0
+
+
+def measure(graphs: Mapping[str, Sequence[Graph]], max_tokens: int) -> dict[str, LatencyProfile]:
+    """Measures variants side by side.
 
     Every point is measured in rounds, and every round runs every graph: whatever else the machine does meets all of
-    them alike.
+    them alike. The median of a cascade is that of its graphs, each as often as inputs reach it; its 99th percentile
+    is that of an input that goes all the way.
 
     Args:
-        graphs: path of each graph, by its variant.
-        names: inputs of the graphs.
+        graphs: of each variant, by its name.
         max_tokens: most tokens that they read.
 
     Returns:
         A profile of each variant.
     """
-    runners = {variant: onnx_runner(path, threads=1) for variant, path in graphs.items()}
+    engines = {v: [load_engine("onnxruntime", graph.path, EngineOptions()) for graph in g] for v, g in graphs.items()}
     points: dict[str, list[LatencyPoint]] = {variant: [] for variant in graphs}
     for batch, tokens in tqdm(POINTS, desc="latency", unit="point", leave=False, disable=None):
         if tokens > max_tokens:
             continue
-        feeds: Feeds = {name: np.ones((batch, tokens), np.int64) for name in names}
-        feeds["input_ids"] = np.random.default_rng(0).integers(5, 100, (batch, tokens))
-        if "token_type_ids" in feeds:
-            feeds["token_type_ids"][:] = 0
-        times: dict[str, list[float]] = {variant: [] for variant in graphs}
+        feeds = {v: [_feeds(graph, batch, tokens) for graph in g] for v, g in graphs.items()}
+        times: dict[str, list[list[float]]] = {variant: [[] for _ in found] for variant, found in graphs.items()}
         for _ in range(ROUNDS):
-            for variant, runner in runners.items():
-                times[variant] += _run(runner, feeds)
+            for variant, loaded in engines.items():
+                for place, engine in enumerate(loaded):
+                    times[variant][place] += _run(engine, feeds[variant][place])
         for variant, measured in times.items():
-            p50, p99 = np.percentile(measured, (50, 99))
+            p50 = sum(g.reached * np.percentile(m, 50) for g, m in zip(graphs[variant], measured, strict=True))
+            p99 = sum(np.percentile(m, 99) for m in measured)
             points[variant].append(LatencyPoint(batch=batch, tokens=tokens, p50_ms=float(p50), p99_ms=float(p99)))
-    engine = f"onnxruntime {onnxruntime.__version__}"
+    name = f"onnxruntime {onnxruntime.__version__}"
     return {
-        variant: LatencyProfile(machine=machine(), engine=engine, threads=1, points=tuple(measured))
+        variant: LatencyProfile(machine=machine(), engine=name, threads=1, points=tuple(measured))
         for variant, measured in points.items()
     }
 
 
-def _run(runner: Runner, feeds: Feeds) -> list[float]:
+def stage_ms(path: Path, tokens: int = TYPICAL_TOKENS) -> float:
+    """Median time of one graph for one text."""
+    graph = Graph(path)
+    engine = load_engine("onnxruntime", path, EngineOptions())
+    feeds = _feeds(graph, 1, tokens)
+    return float(np.median([time for _ in range(ROUNDS) for time in _run(engine, feeds)]))
+
+
+def _feeds(graph: Graph, batch: int, tokens: int) -> dict[str, Any]:
+    """Input of a graph: ids of real tokens, or hidden states as the first layers give them."""
+    generator = np.random.default_rng(0)
+    made: dict[str, Any] = {}
+    for tensor in onnx.load(graph.path, load_external_data=False).graph.input:
+        shape = tensor.type.tensor_type.shape.dim
+        if tensor.name == HIDDEN:
+            made[tensor.name] = generator.standard_normal((batch, tokens, shape[2].dim_value), np.float32)
+        elif tensor.name == "input_ids":
+            made[tensor.name] = generator.integers(5, 100, (batch, tokens))
+        else:
+            made[tensor.name] = np.full((batch, tokens), int(tensor.name == MASK), np.int64)
+    return made
+
+
+def _run(engine: Engine, feeds: dict[str, Any]) -> list[float]:
     """Milliseconds of the calls of one round; the first one, which finds cold caches, is left out."""
-    runner(feeds)
+    engine.run(feeds)
     times: list[float] = []
     ends = time.perf_counter() + SECONDS
     while len(times) < MIN_RUNS or (time.perf_counter() < ends and len(times) < MAX_RUNS):
         began = time.perf_counter()
-        runner(feeds)
+        engine.run(feeds)
         times.append(1e3 * (time.perf_counter() - began))
     return times
 

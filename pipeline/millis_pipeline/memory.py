@@ -1,4 +1,4 @@
-"""Says how much memory a graph takes when it is loaded and has run: `python -m millis_pipeline.memory GRAPH`.
+"""Says how much memory graphs take when they are loaded and have run: `python -m millis_pipeline.memory GRAPH …`.
 
 It runs in a process of its own, because memory that an engine gave back is not given back to the system. Nothing
 heavy is imported, so that what is counted is the engine's.
@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 TOKENS = 64
 TIMEOUT = 300
 
 
-def resident_bytes(path: Path) -> int:
-    """Resident memory that one loaded graph adds to a process, after one text of up to 64 tokens."""
-    command = [sys.executable, "-m", "millis_pipeline.memory", str(path)]
+def resident_bytes(paths: Sequence[Path]) -> int:
+    """Resident memory that the loaded graphs of a variant add to a process, after one text of 64 tokens."""
+    command = [sys.executable, "-m", "millis_pipeline.memory", *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT)
     return int(done.stdout)
 
@@ -31,16 +34,22 @@ def _resident() -> int:
     raise RuntimeError("/proc/self/status has no VmRSS")
 
 
-def _main(path: str) -> None:
+def _main(paths: Sequence[str]) -> None:
     before = _resident()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    ids = np.ones((1, TOKENS), np.int64)
-    session.run(None, {tensor.name: ids for tensor in session.get_inputs()})
+    sessions = [onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths]
+    for session in sessions:
+        session.run(None, {tensor.name: _input(tensor) for tensor in session.get_inputs()})
     print(_resident() - before)
 
 
+def _input(tensor: Any) -> NDArray[Any]:
+    """Ones, [1, 64] or, for hidden states, [1, 64, hidden size]."""
+    kind = np.float32 if tensor.type == "tensor(float)" else np.int64
+    return np.ones((1, TOKENS, *tensor.shape[2:]), kind)
+
+
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    _main(sys.argv[1:])

@@ -148,6 +148,8 @@ def triton_config(manifest: Manifest) -> str:
             optional=name != "input_ids",
         )
     config.output.add(name=manifest.output, data_type=triton.TYPE_FP32, dims=[-1, -1] if manifest.per_token else [-1])
+    if manifest.exits:
+        config.output.add(name="layers", data_type=triton.TYPE_INT32, dims=[1])
     # Of each text the tokens that were computed beside its own; left out of an answer that has none.
     config.output.add(name="padding", data_type=triton.TYPE_INT32, dims=[1])
     # No delay: batches form while the model is busy, and a lone request never waits.

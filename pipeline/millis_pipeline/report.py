@@ -14,7 +14,7 @@ from millis_pipeline.evaluate import Row, Scores
 from millis_pipeline.latency import single_text_ms
 from millis_pipeline.pareto import Mark, draw
 from millis_pipeline.verify import Judgement
-from millis_server.manifest import LatencyProfile, Manifest
+from millis_server.manifest import Exit, LatencyProfile, Manifest
 
 STYLE = """
 body { font-family: sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.5; color: #222 }
@@ -91,6 +91,7 @@ def _before_picture(entries: Sequence[Entry], reference: Judgement, choice: str,
         choice,
         "",
         *_steps(entries),
+        *_exits(entries),
     ]
 
 
@@ -148,16 +149,41 @@ def _steps(entries: Sequence[Entry]) -> list[str]:
     return ["## How they were made", "", *(f"- {name}: {how or 'exported'}" for name, how in steps), ""]
 
 
+def _exits(entries: Sequence[Entry]) -> list[str]:
+    """Where the evaluation data left the variants that can be left early."""
+    rows = [
+        f"| {entry.manifest.variant} | {exit.layers} | {_threshold(exit)} | {100 * exit.share:.1f} % |"
+        for entry in entries
+        for exit in entry.manifest.exits
+    ]
+    if not rows:
+        return []
+    head = [
+        "| variant | after layer | with a confidence of at least | texts of the evaluation data |",
+        "|---|---|---|---|",
+    ]
+    return ["## Early exits", "", *head, *rows, ""]
+
+
+def _threshold(exit: Exit) -> str:
+    return "all that come so far" if exit.threshold is None else f"{exit.threshold:.3f}"
+
+
 def _latency_section(entries: Sequence[Entry]) -> list[str]:
     profile = entries[0].manifest.latency
     if profile is None:
         return []
     names = [entry.manifest.variant for entry in entries]
     where = f"{profile.engine}, {profile.threads} thread, {profile.machine}"
+    exits = (
+        " With early exits p50 is the mean over the evaluation data, each graph counted as often as it is reached, and "
+        "p99 is that of a text that goes all the way."
+    )
     rows = [
         "## Latency of the bare engine",
         "",
-        f"{where}; p50 (p99) in milliseconds; variants measured in turn, in rounds.",
+        f"{where}; p50 (p99) in milliseconds; variants measured in turn, in rounds."
+        + (exits if any(entry.manifest.exits for entry in entries) else ""),
         "",
         f"| batch | tokens | {' | '.join(names)} |",
         f"|---|---|{'---|' * len(names)}",

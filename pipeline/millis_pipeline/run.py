@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from tqdm import tqdm
 
 from millis_pipeline.checkpoint import Checkpoint
+from millis_server.triton.backend.cascade import Stage
+from millis_server.triton.backend.engine import EngineOptions, load_engine
+from millis_server.triton.backend.microbatch import run_unpadded
 
 Feeds = dict[str, NDArray[np.int64]]
 Runner = Callable[[Feeds], NDArray[np.float32]]
@@ -81,16 +84,34 @@ def onnx_runner(path: Path, threads: int = 0) -> Runner:
         path: of the graph.
         threads: of the engine; 0 is one for each core.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    engine = load_engine("onnxruntime", path, EngineOptions(threads=threads))
 
     def run(feeds: Feeds) -> NDArray[np.float32]:
-        result: NDArray[np.float32] = session.run(None, feeds)[0]
-        return result
+        return engine.run(feeds)[0]
 
     return run
+
+
+class CascadeRunner:
+    """Runs a cascade as the backend does, and counts where texts leave.
+
+    Args:
+        stages: its graphs.
+
+    Attributes:
+        left: texts by the number of layers they went through.
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = stages
+        self.left: Counter[int] = Counter()
+
+    def __call__(self, feeds: Feeds) -> NDArray[np.float32]:
+        """Answers texts, see `Runner`."""
+        (answer,) = run_unpadded(self._stages, [feeds])
+        assert answer.layers is not None, "a cascade counts layers. This is a bug."
+        self.left.update(answer.layers[:, 0].tolist())
+        return answer.output
 
 
 def run_all(runner: Runner, rows: Rows, names: Sequence[str], what: str) -> list[NDArray[np.float32]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -16,13 +18,21 @@ from torch import nn
 from millis_pipeline.architectures import Encoder, Shape, depth_of, shaped
 from millis_pipeline.checkpoint import Checkpoint, CheckpointError
 from millis_pipeline.data import check_known, read_texts
-from millis_pipeline.distill import check_depth, imitate, recovered_layers, taken_layers, taught_layers
+from millis_pipeline.distill import (
+    check_depth,
+    imitate,
+    recovered_layers,
+    student_loss,
+    taken_layers,
+    taught_layers,
+)
 from millis_pipeline.examples import Example, Task, prepare
-from millis_pipeline.finetune import read_examples
+from millis_pipeline.exits import ExitModel, check_exits, exit_loss
+from millis_pipeline.finetune import read_examples, train_and_dev
 from millis_pipeline.prune import check_prunable, chosen_shape, measure_importance
 from millis_pipeline.recipe import Recipe
-from millis_pipeline.teacher import Teaching, noisy, teach
-from millis_pipeline.variants import Distill, Prune, VariantRecipe
+from millis_pipeline.teacher import Lesson, Teaching, noisy, teach
+from millis_pipeline.variants import Distill, Exits, Prune, VariantRecipe
 
 TRAINING_VERSION = 1
 """Goes up when the same recipe would train another student: those that were kept before are then not used."""
@@ -47,6 +57,9 @@ def check_variants(variants: Sequence[VariantRecipe], folder: Path) -> None:
             check_depth(taken_layers(variant.distill, depth), depth, variant.name)
         if variant.prune is not None:
             check_prunable(variant.prune, depth, variant.name)
+        if variant.exits is not None:
+            left = variant.distill.layers if variant.distill is not None else depth
+            check_exits(variant.exits.after, left - (variant.prune.layers if variant.prune else 0), variant.name)
 
 
 def training_texts(recipe: Recipe, checkpoint: Checkpoint) -> list[Example]:
@@ -61,7 +74,9 @@ def training_texts(recipe: Recipe, checkpoint: Checkpoint) -> list[Example]:
     if recipe.train is not None:
         if recipe.label_separator is not None and not checkpoint.multi_label:
             raise CheckpointError(f"{checkpoint.source}: it gives a text 1 label; label_separator says several")
-        labelled = read_examples(recipe, recipe.train)
+        # Exits are calibrated on the dev data, which then nobody may have learned from.
+        exits = any(variant.exits is not None for variant in recipe.variants)
+        labelled = train_and_dev(recipe)[0] if exits else read_examples(recipe, recipe.train)
         check_known(labelled, checkpoint.labels, recipe.train, "one of the teacher's")
         task = Task(
             labels=checkpoint.labels,
@@ -104,7 +119,7 @@ class Students:
             return self._checkpoint, ()
         key = self._digest(variant)
         if key not in self._made:
-            self._made[key] = self._load(key) or self._train(variant, key)
+            self._made[key] = self._load(variant, key) or self._train(variant, key)
         return self._made[key]
 
     def _train(self, variant: VariantRecipe, key: str) -> tuple[Checkpoint, tuple[str, ...]]:
@@ -129,18 +144,43 @@ class Students:
             self._imitate(module, mapping, variant.prune, f"{variant.name} recovery")
             shapes.append(shape)
             steps.append(self._said(variant.prune, shape, len(importance.layers)))
+        if variant.exits is not None:
+            if module is self._checkpoint.module:
+                module = copy.deepcopy(module)
+            module = self._add_exits(module, variant.exits, f"{variant.name} exits")
+            steps.append(self._said_of_exits(variant.exits))
         self._save(key, module, shapes, steps)
         return replace(self._checkpoint, module=module.eval()), tuple(steps)
 
     def _imitate(self, module: nn.Module, mapping: dict[int, int], spec: Distill | Prune, what: str) -> None:
+        def loss_of(batch: Sequence[Lesson]) -> torch.Tensor:
+            return student_loss(module, self._teaching, mapping, batch, self._checkpoint, spec.temperature)
+
+        self._learn(module, loss_of, spec, what)
+
+    def _add_exits(self, module: nn.Module, spec: Exits, what: str) -> ExitModel:
+        model = ExitModel(module, spec.after, self._checkpoint)
+
+        def loss_of(batch: Sequence[Lesson]) -> torch.Tensor:
+            return exit_loss(model, self._teaching, batch, self._checkpoint, spec.temperature)
+
+        self._learn(model, loss_of, spec, what)
+        return model
+
+    def _learn(
+        self,
+        module: nn.Module,
+        loss_of: Callable[[Sequence[Lesson]], torch.Tensor],
+        spec: Distill | Prune | Exits,
+        what: str,
+    ) -> None:
         if spec.epochs == 0:
             return
         imitate(
             module,
-            self._teaching,
-            mapping,
+            self._teaching.lessons,
+            loss_of,
             spec,
-            self._checkpoint,
             batch_size=self._recipe.batch_size,
             freeze_embeddings=self._recipe.freeze_embeddings,
             seed=self._recipe.seed,
@@ -176,14 +216,19 @@ class Students:
             what = f"pruned to {kept}{heads}{neurons}"
         return f"{what}; {spec.epochs} epochs on {self._texts} texts"
 
+    def _said_of_exits(self, spec: Exits) -> str:
+        layers = ", ".join(map(str, spec.after))
+        return f"exits after layers {layers}; {spec.epochs} epochs on {self._texts} texts"
+
     def _digest(self, variant: VariantRecipe) -> str:
         """Changes with everything that a student depends on: teacher, texts, steps and training settings."""
         recipe = self._recipe
+        steps = {"distill", "prune"} | ({"exits"} if variant.exits is not None else set())
         said = {
             "training version": TRAINING_VERSION,
             "teacher": self._teacher_digest,
             "texts": self._texts_digest,
-            "variant": variant.model_dump(include={"distill", "prune"}, mode="json"),
+            "variant": variant.model_dump(include=steps, mode="json"),
             "training": [recipe.batch_size, recipe.freeze_embeddings, recipe.noisy_copies, recipe.seed],
         }
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
@@ -213,7 +258,7 @@ class Students:
         save_file(tensors, path.with_suffix(".partial"), how)
         path.with_suffix(".partial").rename(path)
 
-    def _load(self, key: str) -> tuple[Checkpoint, tuple[str, ...]] | None:
+    def _load(self, variant: VariantRecipe, key: str) -> tuple[Checkpoint, tuple[str, ...]] | None:
         path = self._kept / f"{key}.safetensors" if self._kept is not None else None
         if path is None or not path.is_file():
             return None
@@ -223,5 +268,7 @@ class Students:
         module = self._checkpoint.module
         for shape in json.loads(how["shapes"]):
             module = shaped(module, Shape(**shape))
+        if variant.exits is not None:
+            module = ExitModel(copy.deepcopy(module), variant.exits.after, self._checkpoint)
         module.load_state_dict(tensors)
         return replace(self._checkpoint, module=module.eval()), tuple(json.loads(how["steps"]))

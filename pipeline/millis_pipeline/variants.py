@@ -1,6 +1,6 @@
 """What a recipe may ask for under `variants:`: for each variant a name and the steps that make it from the teacher.
 
-The steps are taken in the order distill, prune, quantize. A variant without steps is the teacher itself in fp32.
+The steps are taken in the order distill, prune, exits, quantize. A variant without steps is the teacher itself in fp32.
 """
 
 from __future__ import annotations
@@ -61,6 +61,25 @@ class Prune(_Step):
         return self
 
 
+class Exits(_Step):
+    """Heads after some layers, at which a text that is easy is answered; calibrated on data that is set aside."""
+
+    after: tuple[Annotated[int, Field(ge=1, le=48)], ...] = Field(min_length=1, max_length=3)
+    """Layers with a head, counted from 1."""
+    max_loss: float = Field(default=0.005, ge=0, le=1)
+    """Most that leaving early may cost, on the data set aside, against going all the way, absolute."""
+    epochs: int = Field(default=4, ge=1, le=1000)
+    """Passes of training all heads and layers together on the teacher's outputs and the labels."""
+    learning_rate: Rate = 2e-4
+    temperature: float = Field(default=2.0, ge=1, le=20)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if list(self.after) != sorted(set(self.after)):
+            raise ValueError(f"after: layers in rising order, each once, not {list(self.after)}")
+        return self
+
+
 class Quantize(_Step):
     """8-bit weights and activations. `quantize: dynamic` is short for `quantize: {method: dynamic}`."""
 
@@ -82,18 +101,21 @@ class VariantRecipe(_Step):
     name: Name
     distill: Distill | None = None
     prune: Prune | None = None
+    exits: Exits | None = None
     quantize: Quantize | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.distill is not None and self.prune is not None and self.prune.layers:
             raise ValueError("prune.layers: distill.layers says already how many layers there will be")
+        if self.exits is not None and self.quantize not in (None, Quantize(method="dynamic")):
+            raise ValueError("quantize: a variant with exits is quantized with method dynamic and without keep_fp32")
         return self
 
     @property
     def trained(self) -> bool:
         """Whether making it needs texts to train on."""
-        return self.distill is not None or self.prune is not None
+        return self.distill is not None or self.prune is not None or self.exits is not None
 
     @property
     def needs_texts(self) -> bool:
@@ -118,7 +140,7 @@ def check_family(variants: tuple[VariantRecipe, ...]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"variants: the name {name!r} appears {names.count(name)} times")
-    plain = [v.name for v in variants if v.distill is None and v.prune is None and v.quantize is None]
+    plain = [variant.name for variant in variants if not variant.trained and variant.quantize is None]
     if len(plain) != 1:
         raise ValueError(
             f"variants: {len(plain)} are without steps ({', '.join(plain) or 'none'}); exactly 1 must be, "

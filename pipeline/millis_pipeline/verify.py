@@ -197,15 +197,16 @@ def word_tags(
 
 
 def self_checks(
-    checkpoint: Checkpoint, evaluation: EvaluationSet, runner: Runner, count: int = 3
+    checkpoint: Checkpoint, evaluation: EvaluationSet, runner: Runner, chosen: Sequence[int]
 ) -> tuple[SelfCheck, ...]:
-    """The first inputs with the variant's own answers, for the gateway to ask before a version takes traffic.
+    """Some inputs with the variant's own answers, for the gateway to ask before a version takes traffic.
 
     Each is run alone: dynamic quantization scales activations over the whole batch, so an int8 graph answers a
     little differently in company.
     """
     checks = []
-    for index, given in enumerate(evaluation.inputs[:count]):
+    for index in chosen:
+        given = evaluation.inputs[index]
         output = runner(evaluation.rows.feeds([index], checkpoint.inputs))[0]
         expected = output[0] if output.ndim == 2 else output
         text, pair = given if isinstance(given, tuple) else (given, None)

@@ -55,6 +55,8 @@ class Outputs:
     status: Status
     padded: int = 0
     """Tokens that the engine computed beside those of the rows."""
+    layers: int = 0
+    """Layers that the rows went through, added up; 0 for a model without early exits."""
     own: bool = True
     """Whether all of it was computed for this call alone, so that the time it took tells how long rows take."""
 
@@ -123,7 +125,8 @@ class AnswerCache:
         """
         if not self.max_bytes or policy == "bypass":
             ran = await lane.run(rows, expires)
-            return Outputs(ran.outputs, ran.queued, "bypassed" if self.max_bytes else "disabled", ran.padded)
+            status: Status = "bypassed" if self.max_bytes else "disabled"
+            return Outputs(ran.outputs, ran.queued, status, ran.padded, ran.layers)
         keys = [_key(lane, row) for row in rows]
         found = self._find(keys) if policy == "default" else {}
         hits = len([key for key in keys if key in found])
@@ -136,8 +139,8 @@ class AnswerCache:
         counts.shared += len(keys) - hits - len(wanted)
         flights = self._flights_for(lane, wanted, len(rows), expires, join=policy == "default")
         own = len(flights) == 1 and not flights[0].callers and len(flights[0].places) == len(keys)
-        queued, padded = await _land(flights, found)
-        return Outputs([found[key] for key in keys], queued, "partial" if hits else "miss", padded, own)
+        queued, padded, layers = await _land(flights, found)
+        return Outputs([found[key] for key in keys], queued, "partial" if hits else "miss", padded, layers, own)
 
     async def keep_only(self, lanes: Collection[Lane]) -> None:
         """Drops what other lanes than these computed.
@@ -236,21 +239,22 @@ class AnswerCache:
         return counts
 
 
-async def _land(flights: Sequence[_Flight], found: dict[bytes, Output]) -> tuple[float, int]:
+async def _land(flights: Sequence[_Flight], found: dict[bytes, Output]) -> tuple[float, int, int]:
     """Waits for flights and adds what they bring to `found`.
 
     A caller that leaves, or hears of a failure, ends the flights that nobody else waits for.
 
     Returns:
-        The longest time in the lane's queue, in seconds, and the tokens of padding that the flights took.
+        The longest time in the lane's queue, in seconds, and of all flights together the tokens of padding and the
+        layers that their rows went through.
     """
     for flight in flights:
         flight.callers += 1
-    longest, padded = 0.0, 0
+    longest, padded, layers = 0.0, 0, 0
     try:
         for flight in flights:
             ran = await asyncio.shield(flight.future)
-            longest, padded = max(longest, ran.queued), padded + ran.padded
+            longest, padded, layers = max(longest, ran.queued), padded + ran.padded, layers + ran.layers
             for key, place in flight.places.items():
                 found.setdefault(key, ran.outputs[place])
     finally:
@@ -258,7 +262,7 @@ async def _land(flights: Sequence[_Flight], found: dict[bytes, Output]) -> tuple
             flight.callers -= 1
             if not flight.callers:
                 flight.future.cancel()
-    return longest, padded
+    return longest, padded, layers
 
 
 def _key(lane: Lane, row: Row) -> bytes:

@@ -54,6 +54,8 @@ class Answer(Generic[Result]):
     """Tokens of the inputs as the model reads them, special ones included."""
     padded_tokens: int
     """Tokens that the model computed beside those."""
+    layers: int
+    """Layers that the inputs went through, added up; 0 for a variant without early exits."""
     truncated: Sequence[int]
     times: Times
     cache: Status
@@ -144,7 +146,9 @@ class Inference:
         tokens = sum([len(row.ids) for row in prepared.rows])
         if not prepared.truncated:
             self._predictor.learn_density(served.manifest.model, len(prepared.rows), tokens, demand.characters)
-        return Answer(results, choice, tokens, outputs.padded, prepared.truncated, times, outputs.status)
+        return Answer(
+            results, choice, tokens, outputs.padded, outputs.layers, prepared.truncated, times, outputs.status
+        )
 
     def _choose(self, variants: Sequence[Variant], demand: Demand, wishes: Wishes) -> Choice:
         """Chooses the version that answers, and counts the decision."""

@@ -79,6 +79,19 @@ class LatencyProfile(_Part):
     points: tuple[LatencyPoint, ...]
 
 
+class Exit(_Part):
+    """One graph of a variant with early exits, and who leaves after it."""
+
+    file: str
+    """In the version folder."""
+    layers: int = Field(ge=1)
+    """Layers of the model that an input has gone through after this graph."""
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    """Lowest confidence, calibrated on held-out data, at which an input is answered here; None for the last graph."""
+    share: float = Field(ge=0, le=1)
+    """Of the inputs of the evaluation data that were answered here."""
+
+
 class Provenance(_Part):
     """Where the model comes from."""
 
@@ -141,13 +154,15 @@ class Manifest(_Part):
     files: dict[str, str]
     """SHA-256 of each file in the version folder, hexadecimal."""
     size_bytes: int = Field(ge=1)
-    """Size of the weights file."""
+    """Size of the graphs."""
     memory_bytes: int = Field(default=0, ge=0)
-    """Resident memory of one loaded engine, where the variant was published; 0 when not measured."""
+    """Resident memory of the loaded graphs, where the variant was published; 0 when not measured."""
     quality: Quality | None = None
     """None when published without evaluation data."""
     latency: LatencyProfile | None = None
     provenance: Provenance
+    exits: tuple[Exit, ...] = ()
+    """Graphs of a variant with early exits, in order; empty for one that is a single graph."""
     self_check: tuple[SelfCheck, ...] = Field(min_length=1)
     tolerance: float = Field(default=1e-3, gt=0)
     """Largest absolute difference from `expected` that passes."""
@@ -161,6 +176,11 @@ class Manifest(_Part):
     def output(self) -> str:
         """Name of the output tensor."""
         return OUTPUT_NAMES[self.task]
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Files of the graphs, in the order in which an input goes through them."""
+        return tuple(exit.file for exit in self.exits) or (WEIGHTS_FILE,)
 
     @property
     def per_token(self) -> bool:
@@ -178,10 +198,24 @@ class Manifest(_Part):
             raise ValueError("dimensions: an embedding model needs at least 1")
         if "input_ids" not in self.inputs:
             raise ValueError("inputs: input_ids is missing")
-        for name in (WEIGHTS_FILE, TOKENIZER_FILE):
+        if self.exits:
+            self._check_exits()
+        for name in (*self.graphs, TOKENIZER_FILE):
             if name not in self.files:
                 raise ValueError(f"files: the digest of {name} is missing")
         return self
+
+    def _check_exits(self) -> None:
+        if self.task not in ("text-classification", "token-classification"):
+            raise ValueError(f"exits: a model for {self.task} cannot have any")
+        if len(self.exits) < 2:
+            raise ValueError("exits: 1 graph is no cascade; at least 2 are needed")
+        layers = [exit.layers for exit in self.exits]
+        if layers != sorted(set(layers)):
+            raise ValueError(f"exits: layers must rise from graph to graph, not {layers}")
+        *early, last = (exit.threshold for exit in self.exits)
+        if None in early or last is not None:
+            raise ValueError("exits: every graph but the last needs a threshold, and the last has none")
 
 
 def read_manifest(version_dir: Path) -> Manifest:

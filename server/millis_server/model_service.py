@@ -144,6 +144,7 @@ def _variant(variant: Variant) -> pb.ModelVariant:
         is_default=manifest.default_variant,
         latency=[_latency(point) for point in manifest.latency.points] if manifest.latency else [],
         size_bytes=manifest.size_bytes,
+        exits=[pb.Exit(layers=exit.layers, threshold=exit.threshold, share=exit.share) for exit in manifest.exits],
     )
     for refusal in variant.refused.values():
         refused_at = Timestamp()

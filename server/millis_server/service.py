@@ -189,7 +189,9 @@ def _info(request: InferenceRequest, answer: Answer[Any], inputs: int) -> types.
             degraded=choice.degraded,
             reason=choice.reason,
         ),
-        usage=types.Usage(inputs=inputs, tokens=answer.tokens, padded_tokens=answer.padded_tokens),
+        usage=types.Usage(
+            inputs=inputs, tokens=answer.tokens, padded_tokens=answer.padded_tokens, layers=answer.layers
+        ),
         cache_status=CACHE_STATUSES[answer.cache],
         truncated_inputs=answer.truncated,
     )

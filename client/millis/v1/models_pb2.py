@@ -27,45 +27,47 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from millis.v1 import types_pb2 as millis_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16millis/v1/models.proto\x12\tmillis.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15millis/v1/types.proto\"f\n\x07Quality\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0b\n\x03low\x18\x03 \x01(\x01\x12\x0c\n\x04high\x18\x04 \x01(\x01\x12\x10\n\x08\x65xamples\x18\x05 \x01(\r\x12\x0f\n\x07\x64\x61taset\x18\x06 \x01(\t\"}\n\x0cLatencyPoint\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12&\n\x03p50\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03p99\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"a\n\x0eRefusedVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12.\n\nrefused_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa7\x02\n\x0cModelVariant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0ctriton_model\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.millis.v1.VariantState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x33\n\x10refused_versions\x18\x06 \x03(\x0b\x32\x19.millis.v1.RefusedVersion\x12\x12\n\nis_default\x18\x07 \x01(\x08\x12#\n\x07quality\x18\x08 \x01(\x0b\x32\x12.millis.v1.Quality\x12(\n\x07latency\x18\t \x03(\x0b\x32\x17.millis.v1.LatencyPoint\x12\x12\n\nsize_bytes\x18\n \x01(\x04\"\xe5\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x04task\x18\x02 \x01(\x0e\x32\x0f.millis.v1.Task\x12)\n\x08variants\x18\x03 \x03(\x0b\x32\x17.millis.v1.ModelVariant\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x13\n\x0bmulti_label\x18\x05 \x01(\x08\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x12\n\ndimensions\x18\x07 \x01(\r\x12\x12\n\nis_default\x18\x08 \x01(\x08\x12\x12\n\nprovenance\x18\t \x01(\t\x12\x0f\n\x07license\x18\n \x01(\t\"Y\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x1d\n\x04task\x18\x03 \x01(\x0e\x32\x0f.millis.v1.Task\"O\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.millis.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.millis.v1.Model\" \n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x11LoadModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.millis.v1.Model\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x13UnloadModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.millis.v1.Model\"\"\n\x12WatchModelsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x13WatchModelsResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.millis.v1.Model\x12\x0c\n\x04name\x18\x02 \x01(\t*\xb5\x01\n\x0cVariantState\x12\x1d\n\x19VARIANT_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15VARIANT_STATE_LOADING\x10\x01\x12\x17\n\x13VARIANT_STATE_READY\x10\x02\x12\x18\n\x14VARIANT_STATE_FAILED\x10\x03\x12\x1c\n\x18VARIANT_STATE_RECOVERING\x10\x04\x12\x1a\n\x16VARIANT_STATE_UNLOADED\x10\x05\x32\x84\x03\n\x0cModelService\x12I\n\nListModels\x12\x1c.millis.v1.ListModelsRequest\x1a\x1d.millis.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.millis.v1.GetModelRequest\x1a\x1b.millis.v1.GetModelResponse\x12\x46\n\tLoadModel\x12\x1b.millis.v1.LoadModelRequest\x1a\x1c.millis.v1.LoadModelResponse\x12L\n\x0bUnloadModel\x12\x1d.millis.v1.UnloadModelRequest\x1a\x1e.millis.v1.UnloadModelResponse\x12N\n\x0bWatchModels\x12\x1d.millis.v1.WatchModelsRequest\x1a\x1e.millis.v1.WatchModelsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16millis/v1/models.proto\x12\tmillis.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15millis/v1/types.proto\"f\n\x07Quality\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0b\n\x03low\x18\x03 \x01(\x01\x12\x0c\n\x04high\x18\x04 \x01(\x01\x12\x10\n\x08\x65xamples\x18\x05 \x01(\r\x12\x0f\n\x07\x64\x61taset\x18\x06 \x01(\t\"}\n\x0cLatencyPoint\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12&\n\x03p50\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03p99\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x04\x45xit\x12\x0e\n\x06layers\x18\x01 \x01(\r\x12\x16\n\tthreshold\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05share\x18\x03 \x01(\x01\x42\x0c\n\n_threshold\"a\n\x0eRefusedVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12.\n\nrefused_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc7\x02\n\x0cModelVariant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0ctriton_model\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.millis.v1.VariantState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x33\n\x10refused_versions\x18\x06 \x03(\x0b\x32\x19.millis.v1.RefusedVersion\x12\x12\n\nis_default\x18\x07 \x01(\x08\x12#\n\x07quality\x18\x08 \x01(\x0b\x32\x12.millis.v1.Quality\x12(\n\x07latency\x18\t \x03(\x0b\x32\x17.millis.v1.LatencyPoint\x12\x12\n\nsize_bytes\x18\n \x01(\x04\x12\x1e\n\x05\x65xits\x18\x0b \x03(\x0b\x32\x0f.millis.v1.Exit\"\xe5\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x04task\x18\x02 \x01(\x0e\x32\x0f.millis.v1.Task\x12)\n\x08variants\x18\x03 \x03(\x0b\x32\x17.millis.v1.ModelVariant\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x13\n\x0bmulti_label\x18\x05 \x01(\x08\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x12\n\ndimensions\x18\x07 \x01(\r\x12\x12\n\nis_default\x18\x08 \x01(\x08\x12\x12\n\nprovenance\x18\t \x01(\t\x12\x0f\n\x07license\x18\n \x01(\t\"Y\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x1d\n\x04task\x18\x03 \x01(\x0e\x32\x0f.millis.v1.Task\"O\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.millis.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.millis.v1.Model\" \n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x11LoadModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.millis.v1.Model\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x13UnloadModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.millis.v1.Model\"\"\n\x12WatchModelsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x13WatchModelsResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.millis.v1.Model\x12\x0c\n\x04name\x18\x02 \x01(\t*\xb5\x01\n\x0cVariantState\x12\x1d\n\x19VARIANT_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15VARIANT_STATE_LOADING\x10\x01\x12\x17\n\x13VARIANT_STATE_READY\x10\x02\x12\x18\n\x14VARIANT_STATE_FAILED\x10\x03\x12\x1c\n\x18VARIANT_STATE_RECOVERING\x10\x04\x12\x1a\n\x16VARIANT_STATE_UNLOADED\x10\x05\x32\x84\x03\n\x0cModelService\x12I\n\nListModels\x12\x1c.millis.v1.ListModelsRequest\x1a\x1d.millis.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.millis.v1.GetModelRequest\x1a\x1b.millis.v1.GetModelResponse\x12\x46\n\tLoadModel\x12\x1b.millis.v1.LoadModelRequest\x1a\x1c.millis.v1.LoadModelResponse\x12L\n\x0bUnloadModel\x12\x1d.millis.v1.UnloadModelRequest\x1a\x1e.millis.v1.UnloadModelResponse\x12N\n\x0bWatchModels\x12\x1d.millis.v1.WatchModelsRequest\x1a\x1e.millis.v1.WatchModelsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'millis.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VARIANTSTATE']._serialized_start=1530
-  _globals['_VARIANTSTATE']._serialized_end=1711
+  _globals['_VARIANTSTATE']._serialized_start=1639
+  _globals['_VARIANTSTATE']._serialized_end=1820
   _globals['_QUALITY']._serialized_start=125
   _globals['_QUALITY']._serialized_end=227
   _globals['_LATENCYPOINT']._serialized_start=229
   _globals['_LATENCYPOINT']._serialized_end=354
-  _globals['_REFUSEDVERSION']._serialized_start=356
-  _globals['_REFUSEDVERSION']._serialized_end=453
-  _globals['_MODELVARIANT']._serialized_start=456
-  _globals['_MODELVARIANT']._serialized_end=751
-  _globals['_MODEL']._serialized_start=754
-  _globals['_MODEL']._serialized_end=983
-  _globals['_LISTMODELSREQUEST']._serialized_start=985
-  _globals['_LISTMODELSREQUEST']._serialized_end=1074
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1076
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1155
-  _globals['_GETMODELREQUEST']._serialized_start=1157
-  _globals['_GETMODELREQUEST']._serialized_end=1188
-  _globals['_GETMODELRESPONSE']._serialized_start=1190
-  _globals['_GETMODELRESPONSE']._serialized_end=1241
-  _globals['_LOADMODELREQUEST']._serialized_start=1243
-  _globals['_LOADMODELREQUEST']._serialized_end=1275
-  _globals['_LOADMODELRESPONSE']._serialized_start=1277
-  _globals['_LOADMODELRESPONSE']._serialized_end=1329
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1331
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1365
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1367
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1421
-  _globals['_WATCHMODELSREQUEST']._serialized_start=1423
-  _globals['_WATCHMODELSREQUEST']._serialized_end=1457
-  _globals['_WATCHMODELSRESPONSE']._serialized_start=1459
-  _globals['_WATCHMODELSRESPONSE']._serialized_end=1527
-  _globals['_MODELSERVICE']._serialized_start=1714
-  _globals['_MODELSERVICE']._serialized_end=2102
+  _globals['_EXIT']._serialized_start=356
+  _globals['_EXIT']._serialized_end=431
+  _globals['_REFUSEDVERSION']._serialized_start=433
+  _globals['_REFUSEDVERSION']._serialized_end=530
+  _globals['_MODELVARIANT']._serialized_start=533
+  _globals['_MODELVARIANT']._serialized_end=860
+  _globals['_MODEL']._serialized_start=863
+  _globals['_MODEL']._serialized_end=1092
+  _globals['_LISTMODELSREQUEST']._serialized_start=1094
+  _globals['_LISTMODELSREQUEST']._serialized_end=1183
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1185
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1264
+  _globals['_GETMODELREQUEST']._serialized_start=1266
+  _globals['_GETMODELREQUEST']._serialized_end=1297
+  _globals['_GETMODELRESPONSE']._serialized_start=1299
+  _globals['_GETMODELRESPONSE']._serialized_end=1350
+  _globals['_LOADMODELREQUEST']._serialized_start=1352
+  _globals['_LOADMODELREQUEST']._serialized_end=1384
+  _globals['_LOADMODELRESPONSE']._serialized_start=1386
+  _globals['_LOADMODELRESPONSE']._serialized_end=1438
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1440
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1474
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1476
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1530
+  _globals['_WATCHMODELSREQUEST']._serialized_start=1532
+  _globals['_WATCHMODELSREQUEST']._serialized_end=1566
+  _globals['_WATCHMODELSRESPONSE']._serialized_start=1568
+  _globals['_WATCHMODELSRESPONSE']._serialized_end=1636
+  _globals['_MODELSERVICE']._serialized_start=1823
+  _globals['_MODELSERVICE']._serialized_end=2211
 # @@protoc_insertion_point(module_scope)

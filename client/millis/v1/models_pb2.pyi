@@ -143,6 +143,42 @@ class LatencyPoint(_message.Message):
 Global___LatencyPoint: _TypeAlias = LatencyPoint  # noqa: Y015
 
 @_typing.final
+class Exit(_message.Message):
+    """Exit is a place at which a variant with early exits answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    layers: _builtins.int
+    """Number of layers that an input has gone through when it gets here."""
+    threshold: _builtins.float
+    """Lowest confidence, from 0 to 1, at which an input is answered here; unset
+    for the last exit, which answers all that come so far.
+    """
+    share: _builtins.float
+    """Share, from 0 to 1, of the inputs of the evaluation data that were answered
+    here.
+    """
+    def __init__(
+        self,
+        *,
+        layers: _builtins.int = ...,
+        threshold: _builtins.float | None = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "layers", b"layers", "share", b"share", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___Exit: _TypeAlias = Exit  # noqa: Y015
+
+@_typing.final
 class RefusedVersion(_message.Message):
     """RefusedVersion is a version that did not get into service, and why."""
 
@@ -190,6 +226,7 @@ class ModelVariant(_message.Message):
     QUALITY_FIELD_NUMBER: _builtins.int
     LATENCY_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    EXITS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the variant, for example "int8"."""
     triton_model: _builtins.str
@@ -206,7 +243,7 @@ class ModelVariant(_message.Message):
     is_default: _builtins.bool
     """Whether requests without wishes are answered by this variant."""
     size_bytes: _builtins.int
-    """Size of the weights file in bytes."""
+    """Size of the weights in bytes."""
     @_builtins.property
     def refused_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedVersion]:
         """Versions that were refused since the gateway started and are still in the
@@ -221,6 +258,12 @@ class ModelVariant(_message.Message):
     def latency(self) -> _containers.RepeatedCompositeFieldContainer[Global___LatencyPoint]:
         """Measured latency of the bare engine."""
 
+    @_builtins.property
+    def exits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exit]:
+        """Where it answers, for a variant with early exits, in order; empty for one
+        without.
+        """
+
     def __init__(
         self,
         *,
@@ -234,10 +277,11 @@ class ModelVariant(_message.Message):
         quality: Global___Quality | None = ...,
         latency: _abc.Iterable[Global___LatencyPoint] | None = ...,
         size_bytes: _builtins.int = ...,
+        exits: _abc.Iterable[Global___Exit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["quality", b"quality"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_default", b"is_default", "latency", b"latency", "name", b"name", "quality", b"quality", "reason", b"reason", "refused_versions", b"refused_versions", "size_bytes", b"size_bytes", "state", b"state", "triton_model", b"triton_model", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exits", b"exits", "is_default", b"is_default", "latency", b"latency", "name", b"name", "quality", b"quality", "reason", b"reason", "refused_versions", b"refused_versions", "size_bytes", b"size_bytes", "state", b"state", "triton_model", b"triton_model", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

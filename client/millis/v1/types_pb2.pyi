@@ -384,6 +384,7 @@ class Usage(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     PADDED_TOKENS_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
     inputs: _builtins.int
     """Number of inputs (texts, or query and document pairs) answered."""
     tokens: _builtins.int
@@ -395,16 +396,23 @@ class Usage(_message.Message):
     because inputs of other lengths, of this call or of others, shared a batch
     with them. Default: 0, as for a text that was alone.
     """
+    layers: _builtins.int
+    """Number of layers that these inputs went through, added up over the inputs
+    (over the windows of a long text): for a lone text the layer that answered
+    it. Only for a variant with early exits. Default: 0, as for a variant
+    without, or when all was answered from the cache.
+    """
     def __init__(
         self,
         *,
         inputs: _builtins.int = ...,
         tokens: _builtins.int = ...,
         padded_tokens: _builtins.int = ...,
+        layers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "padded_tokens", b"padded_tokens", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "layers", b"layers", "padded_tokens", b"padded_tokens", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -134,6 +134,7 @@ class _Readings(Collector):
         yield self._states()
         yield self._routing()
         yield from self._tokens()
+        yield self._exits()
         yield from self._cache_totals()
         yield from self._cache_counts()
 
@@ -161,6 +162,19 @@ class _Readings(Collector):
                 padded.add_metric(names, served.lane.padded_tokens)
         yield real
         yield padded
+
+    def _exits(self) -> Metric:
+        exits = CounterMetricFamily(
+            "millis_exits",
+            "Rows that a variant with early exits answered, by the layers they went through.",
+            labels=("model", "variant", "version", "layers"),
+        )
+        for variant in list(self._catalogue.variants.values()):
+            if (served := variant.current) is not None:
+                for layers, rows in list(served.lane.exits.items()):
+                    names = (variant.manifest.model, variant.manifest.variant, served.version, str(layers))
+                    exits.add_metric(names, rows)
+        return exits
 
     def _routing(self) -> Metric:
         routing = CounterMetricFamily(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from math import inf
 from time import perf_counter
@@ -37,6 +37,8 @@ class Ran(NamedTuple):
     """Longest time, in seconds, that a part waited in the lane's queue."""
     padded: int
     """Tokens that the engine computed for these rows beside their own."""
+    layers: int
+    """Layers that the rows went through, added up; 0 for a model without early exits."""
 
 
 class Deadline:
@@ -79,6 +81,7 @@ class Lane:
         identity: 8 bytes that no other lane of this process has or had, not even one to the same version loaded anew.
         tokens: real tokens computed so far.
         padded_tokens: tokens computed so far beside the real ones.
+        exits: rows answered so far, by the number of layers they went through; empty without early exits.
     """
 
     def __init__(self, client: TritonClient, manifest: Manifest, version: str, width: int, max_batch: int) -> None:
@@ -93,6 +96,7 @@ class Lane:
         self._tasks: set[asyncio.Task[None]] = set()
         self.tokens = 0
         self.padded_tokens = 0
+        self.exits: Counter[int] = Counter()
 
     async def run(self, rows: Sequence[Row], expires: float = inf) -> Ran:
         """Runs rows through the model.
@@ -141,7 +145,12 @@ class Lane:
         for part, done in zip(parts, ran, strict=True):
             for index, row in zip(part, done.outputs, strict=True):
                 outputs[index] = row
-        return Ran(outputs, max(done.queued for done in ran), sum(done.padded for done in ran))
+        return Ran(
+            outputs,
+            max(done.queued for done in ran),
+            sum(done.padded for done in ran),
+            sum(done.layers for done in ran),
+        )
 
     async def drain(self) -> None:
         """Waits until nothing is waiting or under way."""
@@ -185,7 +194,7 @@ class Lane:
         try:
             body, header_length = pack(manifest.inputs, manifest.pad_id, rows)
             answer = await self._client.infer(self._path, body, header_length)
-            output, padding = unpack(answer, rows, manifest.per_token)
+            output, padding, layers = unpack(answer, rows, manifest.per_token, bool(manifest.exits))
         except Exception as error:  # every caller of the batch must hear of it
             for entry in batch:
                 if not entry.done.done():
@@ -194,12 +203,15 @@ class Lane:
         self.tokens += sum([len(row.ids) for row in rows])
         if padding is not None:
             self.padded_tokens += int(padding.sum())
+        if layers is not None:
+            self.exits.update(layers.tolist())
         start = 0
         for entry in batch:
             end = start + len(entry.rows)
             if not entry.done.done():
                 padded = 0 if padding is None else int(padding[start:end].sum())
-                entry.done.set_result(Ran(list(output[start:end]), sent - entry.enqueued, padded))
+                gone = 0 if layers is None else int(layers[start:end].sum())
+                entry.done.set_result(Ran(list(output[start:end]), sent - entry.enqueued, padded, gone))
             start = end
 
     def _finished(self, task: asyncio.Task[None]) -> None:

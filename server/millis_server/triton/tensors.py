@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,18 @@ from millis_server.tokenizer import Row
 from millis_server.triton.connection import HttpResponse
 
 PADDING = b'"name":"padding"'
-"""How the JSON part names the backend's second output, INT32 [rows, 1]."""
+"""How the JSON part names the backend's last output, INT32 [rows, 1]."""
+
+
+class Unpacked(NamedTuple):
+    """An answer of Triton."""
+
+    output: NDArray[np.float32]
+    padding: NDArray[np.int32] | None
+    """Tokens computed beside those of each row, [rows]; None when nothing was padded."""
+    layers: NDArray[np.int32] | None
+    """Layers that each row went through, [rows]; None for a model without early exits."""
+
 
 _ZERO, _ONE = array("q", (0,)), array("q", (1,))
 
@@ -58,10 +70,8 @@ def pack(inputs: Sequence[TensorName], pad_id: int, rows: Sequence[Row]) -> tupl
     return b"".join([header, *tensors]), len(header)
 
 
-def unpack(
-    response: HttpResponse, rows: Sequence[Row], per_token: bool
-) -> tuple[NDArray[np.float32], NDArray[np.int32] | None]:
-    """Returns the output of an answer, and the padding that was computed for it: read-only views of its bytes.
+def unpack(response: HttpResponse, rows: Sequence[Row], per_token: bool, exits: bool = False) -> Unpacked:
+    """Returns what an answer holds: read-only views of its bytes.
 
     Their shapes follow from what was asked, so that the JSON part need not be parsed.
 
@@ -69,22 +79,22 @@ def unpack(
         response: of Triton.
         rows: what was asked.
         per_token: whether the output is [rows, tokens, values], or else [rows, values].
-
-    Returns:
-        The output, and for each row the padded tokens [rows], or None when nothing was padded.
+        exits: whether the model has early exits.
     """
     body, start = response.body, response.header_length
-    padding = None
-    # The backend sends `padding` after the output, and only where there is some; a lone row never has.
+    padding = layers = None
+    end = len(body)
+    # The backend sends `padding` last, and only where there is some; a lone row never has.
     if len(rows) > 1 and body.find(PADDING, 0, start) >= 0:
-        end = len(body) - 4 * len(rows)
+        end -= 4 * len(rows)
         padding = np.frombuffer(body, np.int32, offset=end)
-        values = np.frombuffer(body, np.float32, (end - start) // 4, start)
-    else:
-        values = np.frombuffer(body, np.float32, offset=start)
+    if exits:
+        end -= 4 * len(rows)
+        layers = np.frombuffer(body, np.int32, len(rows), end)
+    values = np.frombuffer(body, np.float32, (end - start) // 4, start)
     if per_token:
-        return values.reshape(len(rows), max([len(row.ids) for row in rows]), -1), padding
-    return values.reshape(len(rows), -1), padding
+        return Unpacked(values.reshape(len(rows), max([len(row.ids) for row in rows]), -1), padding, layers)
+    return Unpacked(values.reshape(len(rows), -1), padding, layers)
 
 
 def _tensor(name: TensorName, pad_id: int, rows: Sequence[Row], width: int) -> bytes:

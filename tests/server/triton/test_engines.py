@@ -30,20 +30,20 @@ def feeds(length: int, texts: int = 2) -> dict[str, np.ndarray]:
 def test_every_engine_answers_as_onnx_runtime_does(graph, name, threads):
     reference = load_engine("onnxruntime", graph, EngineOptions())
     engine = load_engine(name, graph, EngineOptions(threads=threads, calls=2))
-    assert (engine.inputs, engine.output) == (reference.inputs, reference.output)
+    assert (engine.inputs, engine.outputs) == (reference.inputs, reference.outputs)
     for length in LENGTHS:
         inputs = {key: feeds(length)[key] for key in engine.inputs}
-        np.testing.assert_allclose(engine.run(inputs), reference.run(inputs), atol=1e-4)
+        np.testing.assert_allclose(engine.run(inputs)[0], reference.run(inputs)[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_engine_keeps_the_answers_of_threads_and_calls_apart(graph, name):
     engine = load_engine(name, graph, EngineOptions(calls=2))
     inputs = [{key: feeds(length)[key] for key in engine.inputs} for length in LENGTHS]
-    alone = [engine.run(each).copy() for each in inputs]
+    alone = [engine.run(each)[0].copy() for each in inputs]
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(engine.run, inputs * 20))
-    for number, answer in enumerate(together):
+    for number, (answer,) in enumerate(together):
         np.testing.assert_allclose(answer, alone[number % len(inputs)], atol=1e-5)
 
 

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from millis_server.triton.backend.cascade import Stage
 from millis_server.triton.backend.microbatch import MAX_PADDING, plan, run_unpadded
 
 
@@ -12,7 +13,7 @@ class SumEngine:
     """Answers with the sum of a row's real tokens, and counts what it ran."""
 
     inputs = ("input_ids", "attention_mask")
-    output = "logits"
+    outputs = ("logits",)
 
     def __init__(self, by_token: bool = False) -> None:
         self.by_token = by_token
@@ -24,8 +25,8 @@ class SumEngine:
         self.padded += mask.size
         sums = (ids * mask).sum(1, keepdims=True)
         if self.by_token:
-            return np.stack([ids * mask, np.broadcast_to(sums, ids.shape)], axis=-1).astype(np.float32)
-        return np.concatenate([sums, mask.sum(1, keepdims=True)], axis=1).astype(np.float32)
+            return [np.stack([ids * mask, np.broadcast_to(sums, ids.shape)], axis=-1).astype(np.float32)]
+        return [np.concatenate([sums, mask.sum(1, keepdims=True)], axis=1).astype(np.float32)]
 
 
 def request(*lengths: int, width: int = 0) -> dict[str, np.ndarray]:
@@ -57,12 +58,12 @@ def test_mixed_requests_are_answered_as_each_row_alone(by_token):
     requests = [request(3), request(7, 2, 5), request(4, 4, width=9), request(60, 1)]
     engine = SumEngine(by_token)
     with ThreadPoolExecutor(1) as pool:
-        answers = run_unpadded(engine, requests, 2, pool)
-    for feeds, (output, _) in zip(requests, answers, strict=True):
+        answers = run_unpadded([Stage(engine)], requests, 2, pool)
+    for feeds, (output, _, _) in zip(requests, answers, strict=True):
         mask = feeds["attention_mask"]
         assert output.shape == ((*mask.shape, 2) if by_token else (len(mask), 2))
         for row, length in enumerate(mask.sum(1)):
-            alone = SumEngine(by_token).run({name: feed[row : row + 1, :length] for name, feed in feeds.items()})[0]
+            alone = SumEngine(by_token).run({name: feed[row : row + 1, :length] for name, feed in feeds.items()})[0][0]
             answer = output[row, :length] if by_token else output[row]
             assert answer.tolist() == alone.tolist()
     assert engine.padded <= (1 + MAX_PADDING) * engine.real
@@ -71,23 +72,23 @@ def test_mixed_requests_are_answered_as_each_row_alone(by_token):
 def test_padding_is_told_text_by_text_and_adds_up_to_what_the_engine_computed():
     requests = [request(20, 20), request(19), request(3)]
     engine = SumEngine()
-    paddings = [padding for _, padding in run_unpadded(engine, requests, max_padding=0.05)]
+    paddings = [answer.padding for answer in run_unpadded([Stage(engine)], requests, max_padding=0.05)]
     assert [padding if padding is None else padding.tolist() for padding in paddings] == [None, [[1]], None]
     assert engine.padded - engine.real == 1
 
 
 def test_a_lone_text_is_told_no_padding():
-    ((_, padding),) = run_unpadded(SumEngine(), [request(7)])
-    assert padding is None
+    (answer,) = run_unpadded([Stage(SumEngine())], [request(7)])
+    assert answer.padding is None
 
 
 def test_unlimited_padding_gives_each_worker_one_group_in_the_order_of_arrival():
     assert plan([5, 200, 7, 9, 11], 2, max_padding=None) == [[[0, 1, 2]], [[3, 4]]]
     requests = [request(5, 200), request(7)]
     engine = SumEngine()
-    answers = run_unpadded(engine, requests, max_padding=None)
+    answers = run_unpadded([Stage(engine)], requests, max_padding=None)
     assert engine.padded == 600
-    assert [padding.tolist() for _, padding in answers if padding is not None] == [[[195], [0]], [[193]]]
+    assert [answer.padding.tolist() for answer in answers if answer.padding is not None] == [[[195], [0]], [[193]]]
 
 
 def test_a_failure_of_a_worker_reaches_the_caller():
@@ -96,4 +97,4 @@ def test_a_failure_of_a_worker_reaches_the_caller():
             raise RuntimeError("no memory")
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="no memory"):
-        run_unpadded(Broken(), [request(3, 9)], 2, pool)
+        run_unpadded([Stage(Broken())], [request(3, 9)], 2, pool)

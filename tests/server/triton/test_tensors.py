@@ -55,15 +55,39 @@ def test_the_shape_of_an_answer_follows_from_what_was_asked() -> None:
     response = HttpResponse(200, len(header), header + values.tobytes())
     rows = [Row([1, 2]), Row([3])]
     for per_token, shape in ((False, (2, 6)), (True, (2, 2, 3))):
-        output, padding = unpack(response, rows, per_token)
+        output, padding, layers = unpack(response, rows, per_token)
         assert output.tolist() == values.reshape(shape).tolist()
-        assert padding is None
+        assert (padding, layers) == (None, None)
 
 
 def test_padding_comes_after_the_output() -> None:
     header = b'{"outputs":[{"name":"logits"},{"name":"padding","datatype":"INT32","shape":[2,1]}]}'
     values = np.arange(4, dtype=np.float32)
     body = header + values.tobytes() + np.array([0, 3], np.int32).tobytes()
-    output, padding = unpack(HttpResponse(200, len(header), body), [Row([1, 2, 3, 4]), Row([5])], per_token=False)
+    rows = [Row([1, 2, 3, 4]), Row([5])]
+    output, padding, layers = unpack(HttpResponse(200, len(header), body), rows, per_token=False)
     assert output.tolist() == [[0, 1], [2, 3]]
     assert padding is not None and padding.tolist() == [0, 3]
+    assert layers is None
+
+
+def test_layers_come_between_the_output_and_the_padding() -> None:
+    plain = b'{"outputs":[{"name":"logits"},{"name":"layers","datatype":"INT32"}]}'
+    padded = b'{"outputs":[{"name":"logits"},{"name":"layers"},{"name":"padding"}]}'
+    values = np.arange(4, dtype=np.float32).tobytes() + np.array([2, 6], np.int32).tobytes()
+    rows = [Row([1, 2, 3, 4]), Row([5])]
+    for header, end, expected in ((plain, b"", None), (padded, np.array([0, 3], np.int32).tobytes(), [0, 3])):
+        response = HttpResponse(200, len(header), header + values + end)
+        output, padding, layers = unpack(response, rows, per_token=False, exits=True)
+        assert output.tolist() == [[0, 1], [2, 3]]
+        assert layers is not None and layers.tolist() == [2, 6]
+        assert (padding is None and expected is None) or (padding is not None and padding.tolist() == expected)
+
+
+def test_the_layers_of_a_lone_text_follow_its_output() -> None:
+    header = b"{}"
+    body = header + np.array([1.5, 2.5], np.float32).tobytes() + np.array([3], np.int32).tobytes()
+    output, padding, layers = unpack(HttpResponse(200, len(header), body), [Row([1])], per_token=False, exits=True)
+    assert output.tolist() == [[1.5, 2.5]]
+    assert padding is None
+    assert layers is not None and layers.tolist() == [3]

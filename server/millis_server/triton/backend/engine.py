@@ -8,6 +8,7 @@ asks for it.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,17 +23,21 @@ DEVICES = ("cpu", "cuda")
 """Values of the config's parameter `device`; the first is the default. Not every engine has every device."""
 
 
+Feeds = Mapping[str, NDArray[np.int64] | NDArray[np.float32]]
+"""Input tensors by name: INT64 [texts, tokens] each, or hidden states FLOAT [texts, tokens, hidden size]."""
+
+
 class Engine(Protocol):
     """Runs one graph; several threads may call it at once."""
 
     inputs: tuple[str, ...]
-    """Names of the graph's inputs, each INT64 [texts, tokens]."""
+    """Names of the graph's inputs."""
 
-    output: str
-    """Name of the graph's output."""
+    outputs: tuple[str, ...]
+    """Names of the graph's outputs; the first one is what the model answers."""
 
-    def run(self, feeds: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Runs the graph on `feeds` (INT64 [texts, tokens] each) and returns its FLOAT output, the caller's own."""
+    def run(self, feeds: Feeds) -> list[NDArray[np.float32]]:
+        """Runs the graph and returns its FLOAT outputs, the caller's own, in order."""
 
 
 @dataclass(frozen=True)

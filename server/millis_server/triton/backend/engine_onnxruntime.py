@@ -10,7 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # at run time this folder is no package: Triton's stub puts it on the path
-    from millis_server.triton.backend.engine import EngineOptions
+    from millis_server.triton.backend.engine import EngineOptions, Feeds
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -28,13 +28,12 @@ class OnnxRuntimeEngine:
         session.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(model, session, providers=[_provider(options.device)])
         self.inputs = tuple(tensor.name for tensor in self._session.get_inputs())
-        self.output = self._session.get_outputs()[0].name
-        self._outputs = [self.output]
+        self.outputs = tuple(tensor.name for tensor in self._session.get_outputs())
 
-    def run(self, feeds: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    def run(self, feeds: Feeds) -> list[NDArray[np.float32]]:
         """See `Engine.run`."""
-        output: NDArray[np.float32] = self._session.run(self._outputs, feeds)[0]
-        return output
+        outputs: list[NDArray[np.float32]] = self._session.run(self.outputs, feeds)
+        return outputs
 
 
 def load(model: Path, options: EngineOptions) -> OnnxRuntimeEngine:

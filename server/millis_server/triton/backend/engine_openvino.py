@@ -11,7 +11,7 @@ import openvino
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # at run time this folder is no package: Triton's stub puts it on the path
-    from millis_server.triton.backend.engine import EngineOptions
+    from millis_server.triton.backend.engine import EngineOptions, Feeds
 
 
 class OpenVinoEngine:
@@ -30,17 +30,16 @@ class OpenVinoEngine:
         }
         self._compiled = openvino.Core().compile_model(model, "CPU", config)
         self.inputs = tuple(port.any_name for port in self._compiled.inputs)
-        self.output = self._compiled.outputs[0].any_name
+        self.outputs = tuple(port.any_name for port in self._compiled.outputs)
         self._of_thread = threading.local()
 
-    def run(self, feeds: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    def run(self, feeds: Feeds) -> list[NDArray[np.float32]]:
         """See `Engine.run`."""
         request = getattr(self._of_thread, "request", None)
         if request is None:
             request = self._of_thread.request = self._compiled.create_infer_request()
         # Inputs are read in place. Outputs are copies: the request writes over its own at the thread's next call.
-        output: NDArray[np.float32] = request.infer(feeds, share_inputs=True)[0]
-        return output
+        return list(request.infer(feeds, share_inputs=True).to_tuple())
 
 
 def load(model: Path, options: EngineOptions) -> OpenVinoEngine:

@@ -8,16 +8,18 @@ happens to be in the queue. benchmarks/results/padding.md has the figures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # at run time this folder is no package: Triton's stub puts it on the path
-    from millis_server.triton.backend.engine import Engine
+    from millis_server.triton.backend.cascade import Stage
+    from millis_server.triton.backend.engine import Engine, Feeds
 
+HIDDEN = "hidden_states"
 MASK = "attention_mask"
 
 MAX_PADDING = 0.05
@@ -28,11 +30,22 @@ MAX_TOKENS = 1024
 """Largest number of tokens, padding included, in one engine call: a larger one is no faster for each token
 (measured with a 6-layer MiniLM) and delays the others."""
 
-Feeds = dict[str, NDArray[np.int64]]
 Output = NDArray[np.float32]
-Row = tuple[Feeds, int]
-Padding = NDArray[np.int32]
-"""Tokens that the engine computed beside the real ones of each text: INT32 [texts, 1]."""
+Row = dict[str, NDArray[Any]]
+"""Inputs of one text, as long as it is."""
+
+
+class Answer(NamedTuple):
+    """What came of one request."""
+
+    output: Output
+    """[texts, …], or [texts, tokens, …] as wide as the request's own padding, zeros where the mask is 0."""
+    padding: NDArray[np.int32] | None
+    """Tokens that the engine computed beside the real ones of each text (in the stage with the most of them), INT32
+    [texts, 1]; None where there were none."""
+    layers: NDArray[np.int32] | None
+    """Layers that each text went through, INT32 [texts, 1]; None for a model that is one graph."""
+
 
 _NOT_RUN = np.empty(0, np.float32)
 
@@ -83,82 +96,114 @@ def _spread(groups: list[list[int]], lengths: Sequence[int], shares: int) -> lis
 
 
 def run_unpadded(
-    engine: Engine,
-    requests: list[Feeds],
+    stages: Sequence[Stage],
+    requests: Sequence[Feeds],
     shares: int = 1,
     pool: Executor | None = None,
     max_padding: float | None = MAX_PADDING,
-) -> list[tuple[Output, Padding | None]]:
-    """Runs requests of different lengths through the engine with little padding.
+) -> list[Answer]:
+    """Runs requests of different lengths through the graphs of a model with little padding.
+
+    After each graph of a cascade the texts that it answered leave, and the rest are grouped anew.
 
     Args:
-        engine: what runs the dense tensors.
+        stages: the model.
         requests: for each request its input tensors by name, INT64 [texts, tokens], padded on the right where
             `attention_mask` is 0.
         shares: workers to spread the rows over, the calling thread among them.
         pool: the other workers.
         max_padding: as for `plan`.
-
-    Returns:
-        For each request its output: [texts, …], or [texts, tokens, …] as wide as the request's own padding,
-        zeros where the mask is 0. And the padding that was computed, or None when there was none.
     """
     if len(requests) == 1 and len(requests[0][MASK]) == 1:
-        return [(engine.run(requests[0]), None)]
-    rows: list[Row] = [(feeds, row) for feeds in requests for row in range(len(feeds[MASK]))]
+        return [_run_lone(stages, requests[0])]
     lengths = [int(length) for feeds in requests for length in feeds[MASK].sum(axis=1)]
+    places = [(feeds, row) for feeds in requests for row in range(len(feeds[MASK]))]
+    rows: list[Row] = [
+        {name: feed[row, :length] for name, feed in feeds.items()}
+        for (feeds, row), length in zip(places, lengths, strict=True)
+    ]
     outputs: list[Output] = [_NOT_RUN] * len(rows)
-    widths = [0] * len(rows)
+    padding = np.zeros((len(rows), 1), np.int32)
+    layers = np.zeros((len(rows), 1), np.int32)
+    going = list(range(len(rows)))
+    for stage in stages:
+        ran = _run_rows(
+            stage.engine, [rows[row] for row in going], [lengths[row] for row in going], shares, pool, max_padding
+        )
+        left = []
+        for row, (values, width) in zip(going, ran, strict=True):
+            padding[row] = max(padding[row], width - lengths[row])
+            layers[row] = stage.layers
+            outputs[row] = values[0]
+            if stage.threshold is not None and values[1] < stage.threshold:
+                rows[row] = {HIDDEN: values[2][: lengths[row]], MASK: rows[row][MASK]}
+                left.append(row)
+        going = left
+        if not going:
+            break
+    return _regroup(requests, outputs, padding, layers)
+
+
+def _run_lone(stages: Sequence[Stage], feeds: Feeds) -> Answer:
+    """A text that is alone: no copy, no padding, no change of thread."""
+    for stage in stages:
+        values = stage.engine.run(feeds)
+        if stage.threshold is None or values[1][0] >= stage.threshold:
+            break
+        feeds = {HIDDEN: values[2], MASK: feeds[MASK]}
+    return Answer(values[0], None, np.array([[stage.layers]], np.int32) if stage.layers else None)
+
+
+def _run_rows(
+    engine: Engine,
+    rows: Sequence[Row],
+    lengths: Sequence[int],
+    shares: int,
+    pool: Executor | None,
+    max_padding: float | None,
+) -> list[tuple[list[Output], int]]:
+    """Runs rows through one graph; returns the outputs of each, and how wide it was when it was computed."""
+    ran: list[tuple[list[Output], int]] = [([], 0)] * len(rows)
 
     def run_groups(groups: list[list[int]]) -> None:
         for group in groups:
-            width = max(lengths[position] for position in group)
-            feeds = _stack(engine.inputs, [rows[position] for position in group], width)
-            for position, output in zip(group, engine.run(feeds), strict=True):
-                outputs[position] = output
-                widths[position] = width
+            width = max(lengths[row] for row in group)
+            outputs = engine.run({name: _stack([rows[row][name] for row in group], width) for name in engine.inputs})
+            for place, row in enumerate(group):
+                ran[row] = ([output[place] for output in outputs], width)
 
     first, *others = plan(lengths, shares if pool else 1, max_padding)
     running = [pool.submit(run_groups, share) for share in others] if pool else []
     run_groups(first)
     for share in running:
         share.result()
-    padding = np.subtract(widths, lengths, dtype=np.int32)[:, None]
-    return list(zip(_regroup(requests, outputs), _padding_of(requests, padding), strict=True))
+    return ran
 
 
-def _stack(inputs: Sequence[str], rows: list[Row], width: int) -> Feeds:
-    return {name: np.stack([_cut(feeds[name][row], width) for feeds, row in rows]) for name in inputs}
+def _stack(rows: Sequence[NDArray[Any]], width: int) -> NDArray[Any]:
+    """Rows side by side. Shorter ones are filled with zeros, which the mask, filled the same way, hides."""
+    stacked = np.zeros((len(rows), width, *rows[0].shape[1:]), rows[0].dtype)
+    for place, row in zip(stacked, rows, strict=True):
+        place[: len(row)] = row
+    return stacked
 
 
-def _cut(tokens: NDArray[np.int64], width: int) -> NDArray[np.int64]:
-    """One row, `width` tokens wide. A row from a narrower request is filled with zeros, which the mask, filled
-    the same way, hides from the model."""
-    cut = tokens[:width]
-    return cut if len(cut) == width else np.pad(cut, (0, width - len(cut)))
-
-
-def _padding_of(requests: list[Feeds], padding: Padding) -> Iterator[Padding | None]:
-    start = 0
-    for feeds in requests:
-        part = padding[start : start + len(feeds[MASK])]
-        start += len(part)
-        yield part if part.any() else None
-
-
-def _regroup(requests: list[Feeds], outputs: list[Output]) -> list[Output]:
+def _regroup(
+    requests: Sequence[Feeds], outputs: Sequence[Output], padding: NDArray[np.int32], layers: NDArray[np.int32]
+) -> list[Answer]:
     regrouped = []
     start = 0
     for feeds in requests:
         count, width = feeds[MASK].shape
         rows = outputs[start : start + count]
+        padded, computed = padding[start : start + count], layers[start : start + count]
         start += count
         if rows[0].ndim == 2:
             whole = np.zeros((count, width, rows[0].shape[1]), rows[0].dtype)
             for target, row in zip(whole, rows, strict=True):
                 kept = min(len(row), width)
                 target[:kept] = row[:kept]
-            regrouped.append(whole)
         else:
-            regrouped.append(np.stack(rows))
+            whole = np.stack(rows)
+        regrouped.append(Answer(whole, padded if padded.any() else None, computed if computed.any() else None))
     return regrouped

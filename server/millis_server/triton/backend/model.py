@@ -10,7 +10,8 @@ with its own copy of the weights, and on a small machine the copies push each ot
 run right here, without a change of thread.
 
 What padding is left goes back with the answer, as INT32 [texts, 1] in the output `padding`: the tokens that the
-engine computed beside each text's own. It is left out where there was none, so a lone text pays nothing for it.
+engine computed beside each text's own. It is left out where there was none, so a lone text pays nothing for it. A
+model with early exits (cascade.py) also says in `layers`, likewise, how many layers each text went through.
 
 This folder is loaded by Triton's stub process, not by the gateway, and depends on numpy and the engine only.
 The config's parameters: `engine` and `device` (engine.py), `intra_op_threads`, `workers`, and `max_padding`
@@ -24,7 +25,8 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from engine import DEVICES, ENGINES, EngineOptions, load_engine
+from cascade import load_stages
+from engine import DEVICES, ENGINES, Engine, EngineOptions, load_engine
 from microbatch import MAX_PADDING, run_unpadded
 from numpy.typing import NDArray
 
@@ -45,7 +47,12 @@ class TritonPythonModel:
             calls=self._shares,
             device=_text(parameters, "device", DEVICES[0]),
         )
-        self._engine = load_engine(_text(parameters, "engine", ENGINES[0]), folder / "model.onnx", options)
+        name = _text(parameters, "engine", ENGINES[0])
+
+        def load(graph: Path) -> Engine:
+            return load_engine(name, graph, options)
+
+        self._stages = load_stages(folder, load)
         # The thread that Triton calls is a worker too.
         self._pool = ThreadPoolExecutor(self._shares - 1) if self._shares > 1 else None
 
@@ -60,16 +67,19 @@ class TritonPythonModel:
                 responses[index] = _failure(error)
         try:
             answers = run_unpadded(
-                self._engine, [feeds for _, feeds in batch], self._shares, self._pool, self._max_padding
+                self._stages, [feeds for _, feeds in batch], self._shares, self._pool, self._max_padding
             )
         except Exception as error:  # whatever the engine raises must reach its callers, not end the process
             for index, _ in batch:
                 responses[index] = _failure(error)
             return responses
-        for (index, _), (output, padding) in zip(batch, answers, strict=True):
-            tensors = [pb_utils.Tensor(self._engine.output, output)]
-            if padding is not None:
-                tensors.append(pb_utils.Tensor("padding", padding))
+        name = self._stages[0].engine.outputs[0]
+        for (index, _), answer in zip(batch, answers, strict=True):
+            tensors = [pb_utils.Tensor(name, answer.output)]
+            if answer.layers is not None:
+                tensors.append(pb_utils.Tensor("layers", answer.layers))
+            if answer.padding is not None:
+                tensors.append(pb_utils.Tensor("padding", answer.padding))
             responses[index] = pb_utils.InferenceResponse(tensors)
         return responses
 
@@ -89,7 +99,7 @@ class TritonPythonModel:
             raise ValueError(f"inputs differ in shape: {sorted({feed.shape for feed in feeds.values()})}")
         feeds.setdefault("attention_mask", np.ones_like(ids))
         feeds.setdefault("token_type_ids", np.zeros_like(ids))
-        return {name: feeds[name] for name in self._engine.inputs}
+        return {name: feeds[name] for name in self._stages[0].engine.inputs}
 
 
 def _count(parameters: dict[str, dict[str, str]], name: str) -> int:

@@ -1,0 +1,219 @@
+"""Early exits: the cascade computes what the model computes, and confidence is that of what will be answered."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForTokenClassification,
+    DistilBertConfig,
+    PreTrainedConfig,
+    RobertaConfig,
+    set_seed,
+)
+
+from millis_pipeline import build
+from millis_pipeline.candidates import Candidate
+from millis_pipeline.checkpoint import Checkpoint, load
+from millis_pipeline.exits import ExitModel
+from millis_pipeline.export import export_stages
+from millis_pipeline.run import CascadeRunner, run_all, tokenize, torch_runner
+from millis_pipeline.tokenizer import write_tokenizer
+from millis_pipeline.variants import VariantRecipe
+from millis_server.manifest import read_manifest
+from millis_server.triton.backend.cascade import Stage
+from millis_server.triton.backend.engine import EngineOptions, load_engine
+from tests import tiny
+
+LABELS = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+WIDE = {"vocab_size": 300, "pad_token_id": 0, "initializer_range": 0.3, **LABELS}
+SIZE = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+ARCHITECTURES: dict[str, PreTrainedConfig] = {
+    "bert": BertConfig(**SIZE, **WIDE, max_position_embeddings=64),
+    "roberta": RobertaConfig(**SIZE, **WIDE, max_position_embeddings=66, type_vocab_size=1),
+    "distilbert": DistilBertConfig(dim=32, n_layers=4, n_heads=4, hidden_dim=64, **WIDE, max_position_embeddings=64),
+}
+WORDS = {"order": "buy", "fox": "animal", "Paris": "place", "Zürich": "place"}
+
+
+def checkpoint(folder: Path, family: str) -> Checkpoint:
+    set_seed(0)
+    if family == "tokens":
+        model = BertForTokenClassification(tiny.bert_config(tiny.TAGS, num_hidden_layers=4))
+    else:
+        model = AutoModelForSequenceClassification.from_config(ARCHITECTURES[family])
+    model.save_pretrained(folder)
+    tiny.wordpiece_tokenizer().save_pretrained(folder)
+    return load(family, folder)
+
+
+def cascade(paths: list[Path], layers: tuple[int, ...], *thresholds: float) -> CascadeRunner:
+    engines = [load_engine("onnxruntime", path, EngineOptions()) for path in paths]
+    return CascadeRunner([Stage(*each) for each in zip(engines, layers, (*thresholds, None), strict=True)])
+
+
+@pytest.mark.parametrize("family", [*ARCHITECTURES, "tokens"])
+@pytest.mark.parametrize("after", [(1,), (1, 3)])
+def test_a_cascade_that_nobody_leaves_answers_as_the_model(tmp_path, family, after) -> None:
+    given = checkpoint(tmp_path / "model", family)
+    model = ExitModel(given.module, after, given).eval()
+    paths = export_stages(model, given, tmp_path)
+    assert [path.name for path in paths] == ["model.onnx", "stage-2.onnx", "stage-3.onnx"][: len(after) + 1]
+    rows = tokenize(write_tokenizer(given.tokenizer, tmp_path / "tokenizer.json"), tiny.SENTENCES, 64, 0)
+    runner = cascade(paths, (*after, 4), *[2.0] * len(after))
+    ours = run_all(runner, rows, given.inputs, "cascade")
+    theirs = run_all(torch_runner(given), rows, given.inputs, "PyTorch")
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-4)
+    assert runner.left == {4: len(tiny.SENTENCES)}
+
+
+@pytest.mark.parametrize("family", ["bert", "tokens"])
+def test_a_text_that_leaves_is_answered_by_the_head_of_its_exit(tmp_path, family) -> None:
+    given = checkpoint(tmp_path / "model", family)
+    model = ExitModel(given.module, (2,), given).eval()
+    for parameter in model.heads.parameters():
+        torch.nn.init.normal_(parameter)
+    paths = export_stages(model, given, tmp_path)
+    ids = torch.tensor([given.tokenizer(tiny.SENTENCES[0])["input_ids"]])
+    mask = torch.ones_like(ids)
+    runner = cascade(paths, (2, 4), 0.0)
+    answer = runner({"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+    (stage, _) = model.stages()
+    with torch.inference_mode():
+        logits, confidence, _ = stage(ids, mask)
+    np.testing.assert_allclose(answer, logits.numpy(), atol=1e-4)
+    assert runner.left == {2: 1}
+    assert 0 < float(confidence) <= 1
+
+
+def test_the_confidence_of_a_text_is_the_probability_of_its_label(tmp_path) -> None:
+    model = ExitModel(*exit_arguments(tmp_path, "bert"))
+    logits = torch.tensor([[1.0, 3.0, 0.5]])
+    assert float(model.confidence(logits, torch.ones(1, 5))) == pytest.approx(float(logits.softmax(-1)[0, 1]))
+
+
+def test_the_confidence_of_tokens_is_that_of_the_least_certain_without_special_ones_and_padding(tmp_path) -> None:
+    model = ExitModel(*exit_arguments(tmp_path, "tokens"))
+    sure, unsure, less = [9.0, 0, 0, 0, 0], [0.0, 0, 0, 0, 0], [2.0, 0, 0, 0, 0]
+    logits = torch.tensor([[unsure, sure, less, sure, unsure, unsure], [unsure, sure, sure, sure, less, unsure]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]])
+    expected = torch.tensor([less, less]).softmax(-1)[:, 0]
+    assert model.confidence(logits, mask).tolist() == pytest.approx(expected.tolist())
+
+
+def test_a_text_without_tokens_of_its_own_is_certain(tmp_path) -> None:
+    model = ExitModel(*exit_arguments(tmp_path, "tokens"))
+    assert model.confidence(torch.zeros(1, 2, 5), torch.ones(1, 2)).tolist() == [1.0]
+
+
+def test_the_confidence_of_several_labels_is_that_of_the_least_certain_yes_or_no(tmp_path) -> None:
+    source = tiny.text_classifier(tmp_path / "topics", tiny.TOPICS, multi_label=True)
+    given = load("topics", source)
+    model = ExitModel(given.module, (1,), given)
+    logits = torch.tensor([[4.0, -0.5, -6.0, 3.0]])
+    assert float(model.confidence(logits, torch.ones(1, 3))) == pytest.approx(1 / (1 + np.exp(-0.5)))
+
+
+def exit_arguments(folder: Path, family: str) -> tuple[torch.nn.Module, tuple[int, ...], Checkpoint]:
+    given = checkpoint(folder / "model", family)
+    return given.module, (1,), given
+
+
+def write_recipe(folder: Path, variant: str, **changes: object) -> Path:
+    for name, numbers in (("train", range(24)), ("test", range(24, 36))):
+        rows = [(f"{word} {number} the", label) for number in numbers for word, label in WORDS.items()]
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label"), *rows])
+    lines = {
+        "name": "tiny",
+        "task": "text-classification",
+        "checkpoint": folder / "backbone",
+        "train": "train.csv",
+        "test": "test.csv",
+        "epochs": 8,
+        "patience": 8,
+        "learning_rate": 0.005,
+        "dev_fraction": 0.25,
+        "batch_size": 8,
+        "freeze_embeddings": "false",
+        "max_quality_loss": 0.05,
+        "variants": f"[{{name: fp32}}, {{name: exits, {variant}}}]",
+    } | changes
+    (folder / "recipe.yaml").write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
+    return folder / "recipe.yaml"
+
+
+def run(recipe: Path) -> int:
+    reports = ["--reports", str(recipe.parent / "reports")]
+    return build.main([str(recipe), "--repository", str(recipe.parent / "repository"), *reports])
+
+
+@pytest.mark.parametrize("quantize", ["", ", quantize: dynamic"])
+def test_a_recipe_makes_a_calibrated_cascade_with_its_exit_distribution(tmp_path, capsys, quantize) -> None:
+    # Eight layers of which one suffices: leaving early pays on any machine, and the gate publishes it.
+    tiny.backbone(tmp_path / "backbone", layers=8)
+    recipe = write_recipe(tmp_path, f"exits: {{after: [1], epochs: 4, learning_rate: 0.005}}{quantize}")
+    assert run(recipe) == 0, capsys.readouterr().err
+    manifest = read_manifest(tmp_path / "repository" / "tiny-exits" / "1")
+    assert [exit.layers for exit in manifest.exits] == [1, 8]
+    assert sum(exit.share for exit in manifest.exits) == pytest.approx(1)
+    assert manifest.exits[0].share > 0.5
+    assert set(manifest.files) == {"model.onnx", "stage-2.onnx", "tokenizer.json"}
+    assert manifest.provenance.steps[0] == "exits after layers 1; 4 epochs on 72 texts"
+    assert (
+        "calibrated on 24 texts set aside: a text leaves with a confidence of at least" in manifest.provenance.steps[-1]
+    )
+    report = (tmp_path / "reports" / "tiny.md").read_text()
+    assert "## Early exits" in report
+
+
+def test_exits_that_do_not_pay_are_not_published(tmp_path, capsys) -> None:
+    # Labels that no text tells: no exit can be sure of any.
+    tiny.backbone(tmp_path / "backbone", layers=2)
+    recipe = write_recipe(tmp_path, "exits: {after: [1], epochs: 1, learning_rate: 1.0e-9, max_loss: 0}")
+    assert run(recipe) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    refused = [line for line in said.splitlines() if "did not publish exits" in line]
+    assert len(refused) == 1
+    assert not (tmp_path / "repository" / "tiny-exits").exists()
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("exits: {after: [4]}", "exits: exits.after: it names layer 4, and the model has 4; after the last one the "),
+        ("exits: {after: [3], epochs: 1}, distill: {layers: 2}", "exits: exits.after: it names layer 3, and the model"),
+        ("exits: {after: [2, 1]}", "variants.1.exits: after: layers in rising order, each once, not [2, 1]"),
+        ("exits: {after: [1]}, quantize: static", "quantize: a variant with exits is quantized with method dynamic"),
+        ("exits: {after: []}", "variants.1.exits.after: "),
+        ("exits: {after: [1], max_loss: 2}", "variants.1.exits.max_loss: "),
+    ],
+)
+def test_impossible_exits_are_refused_before_anything_is_trained(tmp_path, capsys, variant, message) -> None:
+    tiny.backbone(tmp_path / "backbone", layers=4)
+    assert run(write_recipe(tmp_path, variant)) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "epoch" not in captured.out
+
+
+def test_exits_need_labels_to_be_calibrated_with(tmp_path, capsys) -> None:
+    tiny.backbone(tmp_path / "backbone", layers=4)
+    (tmp_path / "more.txt").write_text("order 1\nfox 2\n")
+    recipe = write_recipe(tmp_path, "exits: {after: [1]}")
+    recipe.write_text(recipe.read_text().replace("train: train.csv", "unlabelled: more.txt"))
+    assert run(recipe) == 1
+    assert "variants: exits: exits: they are calibrated with labels; give train" in capsys.readouterr().err
+
+
+def test_a_candidate_without_exits_runs_its_one_graph(tmp_path) -> None:
+    given = checkpoint(tmp_path / "model", "bert")
+    candidate = Candidate(VariantRecipe(name="fp32"), tmp_path, given, ())
+    assert candidate.graphs == [tmp_path / "model.onnx"]
