@@ -154,7 +154,8 @@ def depth_of(folder: Path) -> int:
 def _architecture(kind: str) -> Architecture:
     if kind not in ARCHITECTURES:
         raise CheckpointError(
-            f"distill and prune: architecture {kind!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
+            f"distill, prune, exits and trim: architecture {kind!r} is not supported; "
+            f"supported are {', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[kind]
 

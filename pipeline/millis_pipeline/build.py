@@ -22,8 +22,9 @@ from typing import get_args
 
 from tokenizers import Tokenizer
 
+from millis_pipeline.assess import Assessed, assess
 from millis_pipeline.calibrate import steady
-from millis_pipeline.candidates import Assessed, Candidate, assess, make_candidates
+from millis_pipeline.candidates import make_candidates
 from millis_pipeline.checkpoint import PACKAGE_PREFIX, Checkpoint, CheckpointError, load, resolve
 from millis_pipeline.data import DataError
 from millis_pipeline.export import ExportError
@@ -111,7 +112,7 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None) -
         _say(job, f"verifying and measuring {len(candidates)} variants on {len(evaluation.inputs)} texts")
         assessed, reference = assess(candidates, teacher, evaluation)
         decision = _decide(job, assessed, reference)
-        entries = [_entry(job, one, evaluation, decision) for one in assessed]
+        entries = [_entry(job, one, decision) for one in assessed]
         folders = {one.candidate.name: one.candidate.folder for one in assessed}
         staged = [(folders[entry.manifest.variant], entry.manifest) for entry in entries if not entry.refused]
         for path, manifest in staged:
@@ -155,7 +156,7 @@ def _decide(job: Job, assessed: Sequence[Assessed], reference: Judgement) -> Dec
     return decide(measured, job.max_quality_loss)
 
 
-def _entry(job: Job, one: Assessed, evaluation: EvaluationSet, decision: Decision) -> Entry:
+def _entry(job: Job, one: Assessed, decision: Decision) -> Entry:
     candidate, checkpoint = one.candidate, one.candidate.checkpoint
     manifest = Manifest(
         model=job.name,
@@ -178,18 +179,19 @@ def _entry(job: Job, one: Assessed, evaluation: EvaluationSet, decision: Decisio
         latency=one.latency,
         provenance=_provenance(job, checkpoint, candidate.steps),
         exits=one.exits,
-        self_check=self_checks(checkpoint, evaluation, candidate.runner(), _checked(candidate, evaluation)),
+        self_check=self_checks(checkpoint, one.evaluation, candidate.runner(), _checked(one)),
         tolerance=FP32_TOLERANCE if candidate.recipe.quantize is None else INT8_TOLERANCE,
     )
     return Entry(manifest, one.judgement, refused=decision.refused.get(candidate.name, ""))
 
 
-def _checked(candidate: Candidate, evaluation: EvaluationSet) -> list[int]:
+def _checked(one: Assessed) -> list[int]:
     """Inputs for the self-check. Of a variant with exits those that leave clearly where they leave: on another machine
     rounding must not send one on."""
+    candidate = one.candidate
     if not candidate.exits:
-        return list(range(min(SELF_CHECKS, len(evaluation.inputs))))
-    return steady(candidate.stages(), evaluation.rows, candidate.checkpoint.inputs, SELF_CHECKS)
+        return list(range(min(SELF_CHECKS, len(one.evaluation.inputs))))
+    return steady(candidate.stages(), one.evaluation.rows, candidate.checkpoint.inputs, SELF_CHECKS)
 
 
 def _provenance(job: Job, checkpoint: Checkpoint, steps: tuple[str, ...]) -> Provenance:

@@ -1,4 +1,4 @@
-"""Makes the graph of every variant that a recipe asks for, and measures them side by side."""
+"""Makes the graphs of every variant that a recipe asks for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from math import inf
 from pathlib import Path
 
@@ -16,22 +15,19 @@ from millis_pipeline.checkpoint import Checkpoint
 from millis_pipeline.examples import Example, pad
 from millis_pipeline.exits import ExitModel
 from millis_pipeline.export import export_onnx, export_stages
-from millis_pipeline.gate import Measured
-from millis_pipeline.latency import Graph, measure, single_text_ms, stage_ms
-from millis_pipeline.memory import resident_bytes
+from millis_pipeline.latency import stage_ms
 from millis_pipeline.quantize import quantize_int8
-from millis_pipeline.run import CascadeRunner, Feeds, Runner, onnx_runner, run_all, torch_runner
+from millis_pipeline.run import CascadeRunner, Feeds, Runner, onnx_runner
 from millis_pipeline.students import Students
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.variants import Exits, VariantRecipe
-from millis_pipeline.verify import FP32_TOLERANCE, EvaluationSet, Judgement, VerificationError, judge
-from millis_server.manifest import TOKENIZER_FILE, WEIGHTS_FILE, Exit, LatencyProfile
+from millis_pipeline.verify import EvaluationSet
+from millis_pipeline.vocabulary import trimmed
+from millis_server.manifest import TOKENIZER_FILE, WEIGHTS_FILE, Exit
 from millis_server.triton.backend.cascade import Stage
 from millis_server.triton.backend.engine import EngineOptions, load_engine
 
 CALIBRATION_TEXTS = 128
-CHECKED_TEXTS = 64
-"""Inputs on which the fp32 graph of a student is compared with its PyTorch module."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class Candidate:
     @property
     def reference(self) -> bool:
         """Whether it is the teacher itself."""
-        return not self.recipe.trained and self.recipe.quantize is None
+        return self.recipe.plain
 
     def runner(self, *, leaving: bool = True) -> Runner:
         """Runs it; with `leaving` false every input goes through all graphs."""
@@ -84,36 +80,6 @@ class Candidate:
             Stage(load_engine("onnxruntime", path, EngineOptions(threads=0)), exit.layers, exit.threshold)
             for path, exit in zip(self.graphs, self.exits, strict=True)
         ]
-
-
-@dataclass(frozen=True)
-class Assessed:
-    """A candidate with what was measured.
-
-    Attributes:
-        candidate: that was measured.
-        judgement: what it is worth.
-        latency: of its graphs.
-        memory_bytes: of its loaded graphs.
-        exits: those of the candidate, with the shares of the evaluation data that left there.
-    """
-
-    candidate: Candidate
-    judgement: Judgement
-    latency: LatencyProfile
-    memory_bytes: int
-    exits: tuple[Exit, ...] = ()
-
-    def for_gate(self, reference: Judgement) -> Measured:
-        """What the gate decides by."""
-        return Measured(
-            self.candidate.name,
-            self.judgement.value,
-            reference.value - self.judgement.value,
-            single_text_ms(self.latency),
-            self.candidate.reference,
-            self.candidate.unfit,
-        )
 
 
 def make_candidates(
@@ -150,9 +116,12 @@ def make_candidates(
         if variant.trained:
             say(f"training {variant.name}")
         checkpoint, steps = students.make(variant) if students is not None else (teacher, ())
+        if variant.trim is not None:
+            checkpoint, said = trimmed(checkpoint, texts, variant.trim.min_count)
+            steps = (*steps, said)
         folder = stage / f"candidate-{variant.name}"
         folder.mkdir()
-        write_tokenizer(teacher.tokenizer, folder / TOKENIZER_FILE)
+        tokenizer = write_tokenizer(checkpoint.tokenizer, folder / TOKENIZER_FILE)
         graphs = exported.get(id(checkpoint.module))
         if graphs is None:
             say(f"exporting {variant.name} to ONNX")
@@ -166,7 +135,8 @@ def make_candidates(
         if variant.exits is not None:
             assert held_out is not None, "exits are calibrated on data set aside. This is a bug."
             say(f"calibrating the exits of {variant.name} on {len(held_out.inputs)} texts set aside")
-            candidate = with_exits(candidate, [folder / path.name for path in graphs], variant.exits, held_out)
+            own = held_out.read_by(checkpoint, tokenizer) if variant.trim is not None else held_out
+            candidate = with_exits(candidate, [folder / path.name for path in graphs], variant.exits, own)
         made.append(candidate)
     return made
 
@@ -234,66 +204,3 @@ def _quantization(variant: VariantRecipe, kept: Sequence[str], texts: int, reduc
     bits = "7-bit weights (no VNNI)" if reduced else "8-bit weights"
     how = f"calibrated on {texts} texts" if variant.quantize.method == "static" else "dynamic"
     return f"int8, {how}, {bits}" + (f", in fp32: {', '.join(kept)}" if kept else "")
-
-
-def assess(
-    candidates: Sequence[Candidate], teacher: Checkpoint, evaluation: EvaluationSet
-) -> tuple[list[Assessed], Judgement]:
-    """Measures all candidates: quality and agreement, latency side by side, memory.
-
-    Returns:
-        The candidates as measured, and what the PyTorch teacher was measured to be.
-
-    Raises:
-        VerificationError: a graph does not compute what its module computes.
-    """
-    outputs = run_all(torch_runner(teacher), evaluation.rows, teacher.inputs, "PyTorch")
-    reference = judge(teacher, evaluation, outputs, outputs)
-    judgements, exits = [], []
-    for candidate in candidates:
-        runner = candidate.runner()
-        ours = run_all(runner, evaluation.rows, teacher.inputs, candidate.name)
-        exits.append(_with_shares(candidate.exits, runner))
-        judgements.append(judge(teacher, evaluation, ours, outputs))
-        if candidate.reference:
-            _check_difference(candidate, judgements[-1].max_difference)
-        elif candidate.recipe.quantize is None:
-            _check_student(candidate, evaluation)
-    graphs = {one.name: _reached(one, left) for one, left in zip(candidates, exits, strict=True)}
-    latency = measure(graphs, teacher.max_tokens)
-    assessed = [
-        Assessed(candidate, judgement, latency[candidate.name], resident_bytes(candidate.graphs), left)
-        for candidate, judgement, left in zip(candidates, judgements, exits, strict=True)
-    ]
-    return assessed, reference
-
-
-def _with_shares(exits: Sequence[Exit], runner: Runner) -> tuple[Exit, ...]:
-    """Exits with the shares of the inputs that left there."""
-    if not isinstance(runner, CascadeRunner):
-        return ()
-    texts = runner.left.total()
-    return tuple(exit.model_copy(update={"share": runner.left[exit.layers] / texts}) for exit in exits)
-
-
-def _reached(candidate: Candidate, exits: Sequence[Exit]) -> list[Graph]:
-    """The graphs with the share of the inputs that each is run for."""
-    left = [0.0, *accumulate(exit.share for exit in exits)]
-    return [Graph(path, max(0.0, 1 - gone)) for path, gone in zip(candidate.graphs, left, strict=False)]
-
-
-def _check_student(candidate: Candidate, evaluation: EvaluationSet) -> None:
-    """Compares a student's graph with its own module: the teacher answers otherwise."""
-    names = candidate.checkpoint.inputs
-    some = evaluation.rows.first(CHECKED_TEXTS)
-    theirs = run_all(torch_runner(candidate.checkpoint), some, names, f"{candidate.name} check")
-    ours = run_all(candidate.runner(leaving=False), some, names, f"{candidate.name} check")
-    _check_difference(candidate, max(float(abs(a - b).max()) for a, b in zip(theirs, ours, strict=True)))
-
-
-def _check_difference(candidate: Candidate, difference: float) -> None:
-    if not difference <= FP32_TOLERANCE:
-        raise VerificationError(
-            f"{candidate.name}: the exported graph differs from PyTorch by {difference:.3g}, "
-            f"the limit is {FP32_TOLERANCE:g}"
-        )

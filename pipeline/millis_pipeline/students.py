@@ -48,7 +48,7 @@ def check_variants(variants: Sequence[VariantRecipe], folder: Path) -> None:
     Raises:
         CheckpointError: its architecture is not supported, or it has too few layers.
     """
-    trained = [variant for variant in variants if variant.trained]
+    trained = [variant for variant in variants if variant.trained or variant.trim is not None]
     if not trained:
         return
     depth = depth_of(folder)

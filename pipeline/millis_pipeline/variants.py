@@ -1,6 +1,7 @@
 """What a recipe may ask for under `variants:`: for each variant a name and the steps that make it from the teacher.
 
-The steps are taken in the order distill, prune, exits, quantize. A variant without steps is the teacher itself in fp32.
+The steps are taken in the order distill, prune, exits, trim, quantize. A variant without steps is the teacher itself
+in fp32.
 """
 
 from __future__ import annotations
@@ -80,6 +81,13 @@ class Exits(_Step):
         return self
 
 
+class Trim(_Step):
+    """A smaller vocabulary: for models, mostly multilingual ones, whose embeddings are most of their size."""
+
+    min_count: int = Field(default=1, ge=1)
+    """How often a token must be in the training and unlabelled texts to be kept."""
+
+
 class Quantize(_Step):
     """8-bit weights and activations. `quantize: dynamic` is short for `quantize: {method: dynamic}`."""
 
@@ -102,6 +110,7 @@ class VariantRecipe(_Step):
     distill: Distill | None = None
     prune: Prune | None = None
     exits: Exits | None = None
+    trim: Trim | None = None
     quantize: Quantize | None = None
 
     @model_validator(mode="after")
@@ -110,6 +119,8 @@ class VariantRecipe(_Step):
             raise ValueError("prune.layers: distill.layers says already how many layers there will be")
         if self.exits is not None and self.quantize not in (None, Quantize(method="dynamic")):
             raise ValueError("quantize: a variant with exits is quantized with method dynamic and without keep_fp32")
+        if self.trim is not None and self.quantize not in (None, Quantize(method="dynamic")):
+            raise ValueError("quantize: a trimmed variant is quantized with method dynamic and without keep_fp32")
         return self
 
     @property
@@ -118,10 +129,17 @@ class VariantRecipe(_Step):
         return self.distill is not None or self.prune is not None or self.exits is not None
 
     @property
+    def plain(self) -> bool:
+        """Whether it is the teacher itself."""
+        return not self.trained and self.trim is None and self.quantize is None
+
+    @property
     def needs_texts(self) -> bool:
-        """Whether making it needs texts at all: to train on, to calibrate with, or to measure sensitivity."""
-        return self.trained or (
-            self.quantize is not None and (self.quantize.method == "static" or self.quantize.keep_fp32 > 0)
+        """Whether making it needs texts at all: to train on, to count tokens, to calibrate, to measure sensitivity."""
+        return (
+            self.trained
+            or self.trim is not None
+            or (self.quantize is not None and (self.quantize.method == "static" or self.quantize.keep_fp32 > 0))
         )
 
 
@@ -140,7 +158,7 @@ def check_family(variants: tuple[VariantRecipe, ...]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"variants: the name {name!r} appears {names.count(name)} times")
-    plain = [variant.name for variant in variants if not variant.trained and variant.quantize is None]
+    plain = [variant.name for variant in variants if variant.plain]
     if len(plain) != 1:
         raise ValueError(
             f"variants: {len(plain)} are without steps ({', '.join(plain) or 'none'}); exactly 1 must be, "

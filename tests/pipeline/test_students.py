@@ -239,8 +239,8 @@ def unsupported(folder: Path) -> Path:
             unsupported,
             HALF,
             (
-                "distill and prune: architecture 'modernbert' is not supported; supported are bert, roberta, "
-                "xlm-roberta, distilbert"
+                "distill, prune, exits and trim: architecture 'modernbert' is not supported; "
+                "supported are bert, roberta, xlm-roberta, distilbert"
             ),
         ),
     ],

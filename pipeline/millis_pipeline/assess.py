@@ -1,0 +1,125 @@
+"""Measures the candidates side by side: quality and agreement, latency, memory, and who leaves where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from tokenizers import Tokenizer
+
+from millis_pipeline.candidates import Candidate
+from millis_pipeline.checkpoint import Checkpoint
+from millis_pipeline.gate import Measured
+from millis_pipeline.latency import Graph, measure, single_text_ms
+from millis_pipeline.memory import resident_bytes
+from millis_pipeline.run import CascadeRunner, Runner, run_all, torch_runner
+from millis_pipeline.verify import FP32_TOLERANCE, EvaluationSet, Judgement, VerificationError, judge
+from millis_server.manifest import TOKENIZER_FILE, Exit, LatencyProfile
+
+CHECKED_TEXTS = 64
+"""Inputs on which the fp32 graph of a student is compared with its PyTorch module."""
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """A candidate with what was measured.
+
+    Attributes:
+        candidate: that was measured.
+        judgement: what it is worth.
+        latency: of its graphs.
+        memory_bytes: of its loaded graphs.
+        evaluation: what it was measured on, as its tokenizer reads it.
+        exits: those of the candidate, with the shares of the evaluation data that left there.
+    """
+
+    candidate: Candidate
+    judgement: Judgement
+    evaluation: EvaluationSet
+    latency: LatencyProfile
+    memory_bytes: int
+    exits: tuple[Exit, ...] = ()
+
+    def for_gate(self, reference: Judgement) -> Measured:
+        """What the gate decides by."""
+        return Measured(
+            self.candidate.name,
+            self.judgement.value,
+            reference.value - self.judgement.value,
+            single_text_ms(self.latency),
+            self.candidate.reference,
+            self.candidate.unfit,
+        )
+
+
+def assess(
+    candidates: Sequence[Candidate], teacher: Checkpoint, evaluation: EvaluationSet
+) -> tuple[list[Assessed], Judgement]:
+    """Measures all candidates: quality and agreement, latency side by side, memory.
+
+    Returns:
+        The candidates as measured, and what the PyTorch teacher was measured to be.
+
+    Raises:
+        VerificationError: a graph does not compute what its module computes.
+    """
+    outputs = run_all(torch_runner(teacher), evaluation.rows, teacher.inputs, "PyTorch")
+    reference = judge(teacher, evaluation, outputs, evaluation, outputs)
+    judgements, exits, read = [], [], []
+    for candidate in candidates:
+        own = _own_reading(candidate, evaluation)
+        runner = candidate.runner()
+        ours = run_all(runner, own.rows, teacher.inputs, candidate.name)
+        judgements.append(judge(teacher, own, ours, evaluation, outputs))
+        exits.append(_with_shares(candidate.exits, runner))
+        read.append(own)
+        if candidate.reference:
+            _check_difference(candidate, judgements[-1].max_difference)
+        elif candidate.recipe.quantize is None:
+            _check_student(candidate, own)
+    graphs = {one.name: _reached(one, left) for one, left in zip(candidates, exits, strict=True)}
+    latency = measure(graphs, teacher.max_tokens)
+    assessed = [
+        Assessed(candidate, judgement, own, latency[candidate.name], resident_bytes(candidate.graphs), left)
+        for candidate, judgement, own, left in zip(candidates, judgements, read, exits, strict=True)
+    ]
+    return assessed, reference
+
+
+def _own_reading(candidate: Candidate, evaluation: EvaluationSet) -> EvaluationSet:
+    """The evaluation data as the candidate's tokenizer reads it: another one than the teacher's once trimmed."""
+    if candidate.recipe.trim is None:
+        return evaluation
+    return evaluation.read_by(candidate.checkpoint, Tokenizer.from_file(str(candidate.folder / TOKENIZER_FILE)))
+
+
+def _with_shares(exits: Sequence[Exit], runner: Runner) -> tuple[Exit, ...]:
+    """Exits with the shares of the inputs that left there."""
+    if not isinstance(runner, CascadeRunner):
+        return ()
+    texts = runner.left.total()
+    return tuple(exit.model_copy(update={"share": runner.left[exit.layers] / texts}) for exit in exits)
+
+
+def _reached(candidate: Candidate, exits: Sequence[Exit]) -> list[Graph]:
+    """The graphs with the share of the inputs that each is run for."""
+    left = [0.0, *accumulate(exit.share for exit in exits)]
+    return [Graph(path, max(0.0, 1 - gone)) for path, gone in zip(candidate.graphs, left, strict=False)]
+
+
+def _check_student(candidate: Candidate, evaluation: EvaluationSet) -> None:
+    """Compares a student's graph with its own module: the teacher answers otherwise."""
+    names = candidate.checkpoint.inputs
+    some = evaluation.rows.first(CHECKED_TEXTS)
+    theirs = run_all(torch_runner(candidate.checkpoint), some, names, f"{candidate.name} check")
+    ours = run_all(candidate.runner(leaving=False), some, names, f"{candidate.name} check")
+    _check_difference(candidate, max(float(abs(a - b).max()) for a, b in zip(theirs, ours, strict=True)))
+
+
+def _check_difference(candidate: Candidate, difference: float) -> None:
+    if not difference <= FP32_TOLERANCE:
+        raise VerificationError(
+            f"{candidate.name}: the exported graph differs from PyTorch by {difference:.3g}, "
+            f"the limit is {FP32_TOLERANCE:g}"
+        )
