@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from millis_pipeline.assess import Assessed, assess
 from millis_pipeline.calibrate import steady
-from millis_pipeline.candidates import make_candidates
+from millis_pipeline.candidates import CandidateMaker
 from millis_pipeline.checkpoint import PACKAGE_PREFIX, Checkpoint, CheckpointError, load, resolve
 from millis_pipeline.data import DataError
 from millis_pipeline.export import ExportError
@@ -99,16 +99,16 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None) -
         if job.recipe is not None:
             kept = keep / f"{job.name}-students" if keep is not None else None
             students = Students(teacher, job.recipe, texts, Path(scratch), kept)
-        candidates = make_candidates(
-            job.variants,
-            students,
+        maker = CandidateMaker(
             teacher,
+            students,
             texts,
             _held_out(job, teacher, tokenizer),
             stage,
             reduce_range=needs_reduced_range(),
             say=partial(_say, job),
         )
+        candidates = [maker.make(variant) for variant in job.variants]
         _say(job, f"verifying and measuring {len(candidates)} variants on {len(evaluation.inputs)} texts")
         assessed, reference = assess(candidates, teacher, evaluation)
         decision = _decide(job, assessed, reference)

@@ -50,6 +50,15 @@ class Calibration:
     loss: float
     saved: float
 
+    def as_text(self, layers: Sequence[int], texts: int) -> str:
+        """In words, for manifest and report; `layers` are those of the exits that have a threshold."""
+        used = [threshold for threshold in self.thresholds if threshold is not None]
+        leave = ", ".join(f"{threshold:.3f} after layer {layer}" for threshold, layer in zip(used, layers, strict=True))
+        return (
+            f"calibrated on {texts} texts set aside: a text leaves with a confidence of at least {leave}; "
+            f"there that loses {max(self.loss, 0):.4f} and saves {100 * self.saved:.0f} % of the time"
+        )
+
 
 @dataclass(frozen=True)
 class Trace:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 
-from millis_pipeline.architectures import Encoder
+from torch import nn
+
 from millis_pipeline.calibrate import calibrate, trace
 from millis_pipeline.checkpoint import Checkpoint
 from millis_pipeline.examples import Example, pad
@@ -20,7 +22,7 @@ from millis_pipeline.quantize import quantize_int8
 from millis_pipeline.run import CascadeRunner, Feeds, Runner, onnx_runner
 from millis_pipeline.students import Students
 from millis_pipeline.tokenizer import write_tokenizer
-from millis_pipeline.variants import Exits, VariantRecipe
+from millis_pipeline.variants import Exits, Quantize, VariantRecipe
 from millis_pipeline.verify import EvaluationSet
 from millis_pipeline.vocabulary import trimmed
 from millis_server.manifest import TOKENIZER_FILE, WEIGHTS_FILE, Exit
@@ -69,123 +71,146 @@ class Candidate:
         """Runs it; with `leaving` false every input goes through all graphs."""
         if not self.exits:
             return onnx_runner(self.graphs[0])
-        stages = self.stages()
-        if leaving:
-            return CascadeRunner(stages)
-        return CascadeRunner([stage._replace(threshold=stage.threshold and inf) for stage in stages])
+        return CascadeRunner(self.stages() if leaving else load_cascade(self.graphs, [x.layers for x in self.exits]))
 
     def stages(self) -> list[Stage]:
         """Its graphs with their thresholds, loaded."""
-        return [
-            Stage(load_engine("onnxruntime", path, EngineOptions(threads=0)), exit.layers, exit.threshold)
-            for path, exit in zip(self.graphs, self.exits, strict=True)
-        ]
+        layers, thresholds = zip(*((exit.layers, exit.threshold) for exit in self.exits), strict=True)
+        return load_cascade(self.graphs, layers, thresholds)
 
 
-def make_candidates(
-    variants: Sequence[VariantRecipe],
-    students: Students | None,
-    teacher: Checkpoint,
-    texts: Sequence[Example],
-    held_out: EvaluationSet | None,
-    stage: Path,
-    *,
-    reduce_range: bool,
-    say: Callable[[str], None],
-) -> list[Candidate]:
-    """Makes the graphs of every variant in a folder of its own; variants that differ in quantization share a training.
+class CandidateMaker:
+    """Makes the graphs of variants, each in a folder of its own; those that differ in quantization share a training.
 
     Args:
-        variants: to make.
-        students: makes smaller modules; None where no variant needs one.
         teacher: the fine-tuned checkpoint.
-        texts: to calibrate quantization with.
+        students: makes smaller modules; None where no variant needs one.
+        texts: to calibrate quantization with, and whose tokens a trimmed vocabulary keeps.
         held_out: to calibrate exits with; None where no variant has any.
         stage: folder that gets the folders.
         reduce_range: whether int8 weights get 7 bits.
         say: told what is being done.
-
-    Raises:
-        CheckpointError: the teacher cannot be made smaller.
-        ExportError: PyTorch cannot export a module.
     """
-    feeds = _calibration(texts, teacher)
-    exported: dict[int, list[Path]] = {}
-    made = []
-    for variant in variants:
+
+    def __init__(
+        self,
+        teacher: Checkpoint,
+        students: Students | None,
+        texts: Sequence[Example],
+        held_out: EvaluationSet | None,
+        stage: Path,
+        *,
+        reduce_range: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self._teacher = teacher
+        self._students = students
+        self._texts = texts
+        self._held_out = held_out
+        self._stage = stage
+        self._reduce_range = reduce_range
+        self._say = say
+        self._feeds = _calibration(texts, teacher)
+        self._exported: dict[nn.Module, list[Path]] = {}
+
+    def make(self, variant: VariantRecipe) -> Candidate:
+        """Makes one variant.
+
+        Raises:
+            CheckpointError: the teacher cannot be made smaller.
+            ExportError: PyTorch cannot export a module.
+        """
         if variant.trained:
-            say(f"training {variant.name}")
-        checkpoint, steps = students.make(variant) if students is not None else (teacher, ())
+            self._say(f"training {variant.name}")
+        checkpoint, steps = self._students.make(variant) if self._students is not None else (self._teacher, ())
         if variant.trim is not None:
-            checkpoint, said = trimmed(checkpoint, texts, variant.trim.min_count)
-            steps = (*steps, said)
-        folder = stage / f"candidate-{variant.name}"
+            checkpoint, trim = trimmed(checkpoint, self._texts, variant.trim.min_count)
+            steps = (*steps, trim)
+        folder = self._stage / f"candidate-{variant.name}"
         folder.mkdir()
         tokenizer = write_tokenizer(checkpoint.tokenizer, folder / TOKENIZER_FILE)
-        graphs = exported.get(id(checkpoint.module))
-        if graphs is None:
-            say(f"exporting {variant.name} to ONNX")
-            scratch = stage / f"exported-{len(exported)}"
-            scratch.mkdir()
-            graphs = exported[id(checkpoint.module)] = _export(checkpoint, scratch)
-        if variant.quantize is not None:
-            say(f"quantizing {variant.name}")
-        steps = (*steps, *_finish(variant, graphs, folder, feeds, reduce_range))
         candidate = Candidate(variant, folder, checkpoint, steps)
-        if variant.exits is not None:
-            assert held_out is not None, "exits are calibrated on data set aside. This is a bug."
-            say(f"calibrating the exits of {variant.name} on {len(held_out.inputs)} texts set aside")
-            own = held_out.read_by(checkpoint, tokenizer) if variant.trim is not None else held_out
-            candidate = with_exits(candidate, [folder / path.name for path in graphs], variant.exits, own)
-        made.append(candidate)
-    return made
+        if variant.exits is None:
+            _, said = self._write(candidate)
+            return replace(candidate, steps=(*steps, *said))
+        assert self._held_out is not None, "exits are calibrated on data set aside. This is a bug."
+        held_out = self._held_out
+        if variant.trim is not None:
+            held_out = held_out.read_by(checkpoint, tokenizer)
+        return self._with_exits(candidate, variant.exits, held_out)
+
+    def _with_exits(self, candidate: Candidate, spec: Exits, held_out: EvaluationSet) -> Candidate:
+        """The candidate with calibrated exits. An exit at which nobody should leave is taken out of the graphs."""
+        graphs, said = self._write(candidate)
+        model = candidate.checkpoint.module
+        self._say(f"calibrating the exits of {candidate.name} on {len(held_out.inputs)} texts set aside")
+        found = calibrate(
+            trace(candidate.checkpoint, load_cascade(graphs, model.ends), held_out),
+            [stage_ms(path) for path in graphs],
+            spec.max_loss,
+        )
+        steps = (*candidate.steps, *said)
+        if found is None:
+            exits = cascade_exits(graphs, model.ends, [1.0] * len(model.after))
+            unfit = f"no thresholds of its exits save time within exits.max_loss {spec.max_loss:g}"
+            return replace(candidate, exits=exits, unfit=unfit, steps=steps)
+        used = [exit for exit, threshold in enumerate(found.thresholds) if threshold is not None]
+        if len(used) < len(model.after):
+            for path in graphs:
+                path.unlink()
+            model = model.with_exits(used)
+            candidate = replace(candidate, checkpoint=replace(candidate.checkpoint, module=model))
+            graphs, _ = self._write(candidate)
+        thresholds = [threshold for threshold in found.thresholds if threshold is not None]
+        steps = (*steps, found.as_text(model.after, len(held_out.inputs)))
+        return replace(candidate, exits=cascade_exits(graphs, model.ends, thresholds), steps=steps)
+
+    def _write(self, candidate: Candidate) -> tuple[list[Path], tuple[str, ...]]:
+        """Puts the graphs into the candidate's folder, quantized if it says so; returns them and the step in words."""
+        checkpoint, quantize = candidate.checkpoint, candidate.recipe.quantize
+        graphs = self._exported.get(checkpoint.module)
+        if graphs is None:
+            self._say(f"exporting {candidate.name} to ONNX")
+            graphs = self._exported[checkpoint.module] = self._export(checkpoint)
+        targets = [candidate.folder / graph.name for graph in graphs]
+        if quantize is None:
+            for graph, target in zip(graphs, targets, strict=True):
+                shutil.copyfile(graph, target)
+            return targets, ()
+        self._say(f"quantizing {candidate.name}")
+        kept: tuple[str, ...] = ()
+        for graph, target in zip(graphs, targets, strict=True):
+            kept += quantize_int8(graph, target, reduce_range=self._reduce_range, spec=quantize, texts=self._feeds)
+        return targets, (_quantization(quantize, kept, len(self._feeds), self._reduce_range),)
+
+    def _export(self, checkpoint: Checkpoint) -> list[Path]:
+        folder = Path(tempfile.mkdtemp(prefix="exported-", dir=self._stage))
+        if isinstance(checkpoint.module, ExitModel):
+            return export_stages(checkpoint.module, checkpoint, folder)
+        export_onnx(checkpoint, folder / WEIGHTS_FILE)
+        return [folder / WEIGHTS_FILE]
 
 
-def _export(checkpoint: Checkpoint, folder: Path) -> list[Path]:
-    if isinstance(checkpoint.module, ExitModel):
-        return export_stages(checkpoint.module, checkpoint, folder)
-    export_onnx(checkpoint, folder / WEIGHTS_FILE)
-    return [folder / WEIGHTS_FILE]
+def load_cascade(graphs: Sequence[Path], layers: Sequence[int], thresholds: Sequence[float | None] = ()) -> list[Stage]:
+    """Loads graphs as the backend does; without thresholds nobody leaves.
 
-
-def _finish(
-    variant: VariantRecipe, graphs: Sequence[Path], folder: Path, feeds: Sequence[Feeds], reduce_range: bool
-) -> tuple[str, ...]:
-    """Puts the graphs into the variant's folder, quantized if it says so; returns the step in words."""
-    said: tuple[str, ...] = ()
-    for graph in graphs:
-        if variant.quantize is None:
-            shutil.copyfile(graph, folder / graph.name)
-            continue
-        kept = quantize_int8(graph, folder / graph.name, reduce_range=reduce_range, spec=variant.quantize, texts=feeds)
-        said = (_quantization(variant, kept, len(feeds), reduce_range),)
-    return said
-
-
-def with_exits(candidate: Candidate, graphs: Sequence[Path], spec: Exits, held_out: EvaluationSet) -> Candidate:
-    """The candidate with calibrated exits; unfit where no thresholds hold what was agreed and are worth it."""
-    checkpoint = candidate.checkpoint
-    depth = len(Encoder(checkpoint.module).layers)
-    layers = (*spec.after, depth)
+    Args:
+        graphs: in the order in which an input goes through them.
+        layers: gone through after each.
+        thresholds: of each, None for the last.
+    """
     engines = [load_engine("onnxruntime", path, EngineOptions(threads=0)) for path in graphs]
-    stages = [Stage(engine, gone) for engine, gone in zip(engines, layers, strict=True)]
-    found = calibrate(trace(checkpoint, stages, held_out), [stage_ms(path) for path in graphs], spec.max_loss)
-    thresholds = found.thresholds if found is not None else (1.0,) * len(spec.after)
-    exits = tuple(
+    return [
+        Stage(*each) for each in zip(engines, layers, thresholds or [*[inf] * (len(graphs) - 1), None], strict=True)
+    ]
+
+
+def cascade_exits(graphs: Sequence[Path], layers: Sequence[int], thresholds: Sequence[float]) -> tuple[Exit, ...]:
+    """The manifest's entries; the shares are not measured yet."""
+    return tuple(
         Exit(file=path.name, layers=gone, threshold=threshold, share=0)
         for path, gone, threshold in zip(graphs, layers, (*thresholds, None), strict=True)
     )
-    if found is None:
-        unfit = f"no thresholds of its exits save time within exits.max_loss {spec.max_loss:g}"
-        return replace(candidate, exits=exits, unfit=unfit)
-    leave = ", ".join(
-        f"{threshold:.3f} after layer {gone}" for threshold, gone in zip(thresholds, layers, strict=False)
-    )
-    said = (
-        f"calibrated on {len(held_out.inputs)} texts set aside: a text leaves with a confidence of at least {leave}; "
-        f"there that loses {max(found.loss, 0):.4f} and saves {100 * found.saved:.0f} % of the time"
-    )
-    return replace(candidate, exits=exits, steps=(*candidate.steps, said))
 
 
 def _calibration(texts: Sequence[Example], teacher: Checkpoint) -> list[Feeds]:
@@ -199,8 +224,7 @@ def _calibration(texts: Sequence[Example], teacher: Checkpoint) -> list[Feeds]:
     return feeds
 
 
-def _quantization(variant: VariantRecipe, kept: Sequence[str], texts: int, reduced: bool) -> str:
-    assert variant.quantize is not None
+def _quantization(quantize: Quantize, kept: Sequence[str], texts: int, reduced: bool) -> str:
     bits = "7-bit weights (no VNNI)" if reduced else "8-bit weights"
-    how = f"calibrated on {texts} texts" if variant.quantize.method == "static" else "dynamic"
+    how = f"calibrated on {texts} texts" if quantize.method == "static" else "dynamic"
     return f"int8, {how}, {bits}" + (f", in fp32: {', '.join(kept)}" if kept else "")

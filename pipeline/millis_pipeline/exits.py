@@ -42,6 +42,18 @@ class ExitModel(nn.Module):  # type: ignore[misc]  # torch is not followed: its 
         # What the last layer means is nearly what the layers before mean: all of them write into one sum.
         self.heads = nn.ModuleList(copy.deepcopy(final) for _ in after)
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Layers gone through at the end of each stage."""
+        return (*self.after, len(Encoder(self.module).layers))
+
+    def with_exits(self, kept: Sequence[int]) -> ExitModel:
+        """The same model with some of its exits, counted from 0."""
+        model = copy.copy(self)
+        model._modules = {**self._modules, "heads": nn.ModuleList(self.heads[exit] for exit in kept)}
+        model.after = tuple(self.after[exit] for exit in kept)
+        return model
+
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The module's own answer."""
         logits: torch.Tensor = self.module(input_ids, attention_mask)
@@ -67,8 +79,7 @@ class ExitModel(nn.Module):  # type: ignore[misc]  # torch is not followed: its 
 
     def stages(self) -> list[nn.Module]:
         """The modules of the cascade: all but the last return logits, confidence and hidden states."""
-        depth = len(Encoder(self.module).layers)
-        bounds = [0, *self.after, depth]
+        bounds = [0, *self.ends]
         last = len(self.after)
         return [
             _LastStage(self, range(begin, end)) if index == last else _Stage(self, index, range(begin, end))

@@ -39,6 +39,11 @@ def test_a_variant_that_is_worse_or_not_faster_is_refused_with_the_reason(candid
     assert list(decision.refused) == ["int8" if candidate.name in ("equal", "better") else candidate.name]
 
 
+def test_what_was_found_unfit_before_is_refused_for_that_reason() -> None:
+    unfit = Measured("exits", 0.96, -0.01, 1.0, unfit="its exits do not pay")
+    assert decide([FP32, unfit], 0.01).refused == {"exits": "its exits do not pay"}
+
+
 def test_the_reference_is_published_even_when_a_better_variant_is_faster() -> None:
     better = Measured("student", 0.96, -0.01, 1.0)
     decision = decide([FP32, better], 0.01)
