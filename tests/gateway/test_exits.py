@@ -118,7 +118,7 @@ def test_a_batch_tells_the_layers_of_all_its_texts_together(client, expected) ->
 
 def test_what_comes_from_the_cache_went_through_no_layer(client) -> None:
     asked = [client.classify("the lazy fox", model="intent", variant="exits") for _ in range(2)]
-    assert [answer.info.cache_status for answer in asked] == ["miss", "hit"]
+    assert [answer.info.cache for answer in asked] == ["miss", "hit"]
     assert asked[0].info.usage.layers > 0
     assert asked[1].info.usage.layers == 0
     assert asked[0].labels == asked[1].labels
