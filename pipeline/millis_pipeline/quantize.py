@@ -28,10 +28,14 @@ from onnxruntime.quantization import (
 )
 from tqdm import tqdm
 
+from millis_pipeline.checkpoint import CheckpointError
 from millis_pipeline.run import Feeds, onnx_runner
 from millis_pipeline.variants import Quantize
 
 VNNI_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
+GEMM_PRODUCT = "_MatMul"
+"""What ONNX Runtime's quantizer adds to the name of a Gemm for the product that it makes of it."""
+
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where PyTorch's exporter writes down which module a node is from."""
 
@@ -67,16 +71,28 @@ def quantize_int8(
 
     Returns:
         Names of the blocks that stayed in fp32, the most sensitive one first.
+
+    Raises:
+        CheckpointError: a block that is named is none of the graph's.
     """
-    kept: list[str] = []
-    excluded: list[str] = []
-    if spec.keep_fp32:
-        found = blocks(source)
-        harm = sensitivity(source, spec, texts, reduce_range=reduce_range)
-        kept = sorted(harm, key=lambda name: -harm[name])[: spec.keep_fp32]
-        excluded = [node for name in kept for node in found[name]]
+    kept = _kept(source, spec, texts, reduce_range)
+    found = blocks(source) if kept else {}
+    excluded = [node for name in kept for node in found[name]]
     _quantize(source, target, spec, texts, reduce_range, excluded=excluded)
     return tuple(kept)
+
+
+def _kept(source: Path, spec: Quantize, texts: Sequence[Feeds], reduce_range: bool) -> Sequence[str]:
+    if isinstance(spec.keep_fp32, int):
+        if spec.keep_fp32 == 0:
+            return ()
+        harm = sensitivity(source, spec, texts, reduce_range=reduce_range)
+        return sorted(harm, key=lambda name: -harm[name])[: spec.keep_fp32]
+    known = blocks(source)
+    for name in spec.keep_fp32:
+        if name not in known:
+            raise CheckpointError(f"quantize.keep_fp32: the model has no block {name!r}; it has {', '.join(known)}")
+    return spec.keep_fp32
 
 
 def blocks(source: Path) -> dict[str, list[str]]:
@@ -137,6 +153,7 @@ def _quantize(
     only: list[str] | None = None,
     excluded: list[str] | None = None,
 ) -> None:
+    only, excluded = _as_products(only), _as_products(excluded)
     with _quiet():
         if spec.method == "dynamic":
             quantize_dynamic(
@@ -165,6 +182,11 @@ def _quantize(
             # the runtime then fuses each product to one MatMulIntegerToFloat.
             extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
         )
+
+
+def _as_products(nodes: list[str] | None) -> list[str] | None:
+    """The nodes under all their names: the quantizer splits a Gemm into MatMul and Add before it looks at names."""
+    return nodes and [*nodes, *(f"{name}{GEMM_PRODUCT}" for name in nodes)]
 
 
 @contextmanager

@@ -93,14 +93,19 @@ class Quantize(_Step):
 
     method: Literal["dynamic", "static"]
     """Activations scaled for each call, or once by calibration on texts of the training data."""
-    keep_fp32: int = Field(default=0, ge=0, le=96)
-    """How many blocks (attention or feed-forward part of a layer, or the head) stay in fp32: those that
-    quantization harms most."""
+    keep_fp32: Annotated[int, Field(ge=0, le=96)] | tuple[str, ...] = 0
+    """Blocks (attention or feed-forward part of a layer, or the head) that stay in fp32: so many that quantization
+    harms most, which takes a pass over texts to find, or those named, for example `layer 1 feed-forward`."""
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"method": value} if isinstance(value, str) else value
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether it calibrates, or looks for the blocks that are harmed most."""
+        return self.method == "static" or (isinstance(self.keep_fp32, int) and self.keep_fp32 > 0)
 
 
 class VariantRecipe(_Step):
@@ -136,11 +141,7 @@ class VariantRecipe(_Step):
     @property
     def needs_texts(self) -> bool:
         """Whether making it needs texts at all: to train on, to count tokens, to calibrate, to measure sensitivity."""
-        return (
-            self.trained
-            or self.trim is not None
-            or (self.quantize is not None and (self.quantize.method == "static" or self.quantize.keep_fp32 > 0))
-        )
+        return self.trained or self.trim is not None or (self.quantize is not None and self.quantize.needs_texts)
 
 
 FP32 = VariantRecipe(name="fp32")

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from millis_pipeline.checkpoint import load
+from millis_pipeline.checkpoint import CheckpointError, load
 from millis_pipeline.export import export_onnx
 from millis_pipeline.quantize import blocks, needs_reduced_range, quantize_int8, sensitivity
 from millis_pipeline.run import Feeds, onnx_runner
@@ -65,3 +65,22 @@ def test_the_most_sensitive_blocks_stay_in_fp32(tmp_path, graph, texts, method) 
     products = {node.name for node in onnx.load(path).graph.node}
     spared = {node for name in kept for node in blocks(graph)[name]}
     assert spared <= products
+
+
+def test_blocks_that_are_named_stay_in_fp32(tmp_path, graph) -> None:
+    spec = Quantize(method="dynamic", keep_fp32=("layer 2 attention", "head"))
+    path = tmp_path / "int8.onnx"
+    assert quantize_int8(graph, path, reduce_range=True, spec=spec) == ("layer 2 attention", "head")
+    # What is left of the matrix products with weights is what was kept; the quantizer makes a MatMul of a Gemm.
+    left = {name.removesuffix("_MatMul") for nodes in blocks(path).values() for name in nodes}
+    found = blocks(graph)
+    assert left == {*found["layer 2 attention"], *found["head"]}
+
+
+def test_a_block_that_there_is_not_is_named_in_the_error(tmp_path, graph) -> None:
+    spec = Quantize(method="dynamic", keep_fp32=("layer 3 attention",))
+    with pytest.raises(CheckpointError) as caught:
+        quantize_int8(graph, tmp_path / "int8.onnx", reduce_range=True, spec=spec)
+    assert str(caught.value) == (
+        f"quantize.keep_fp32: the model has no block 'layer 3 attention'; it has {', '.join(BLOCKS)}"
+    )
