@@ -23,7 +23,7 @@ from tqdm import tqdm
 import millis
 from benchmarks.gateway import running_gateway
 from millis_pipeline.checkpoint import Checkpoint, load, resolve
-from millis_pipeline.data import TextExamples, TokenExamples, read_text_examples, read_token_examples
+from millis_pipeline.data import TextExamples, TokenExamples, read_text_examples, read_token_examples, to_iob2
 from millis_pipeline.evaluate import classification_scores, entity_scores
 from millis_pipeline.recipe import Recipe, load_recipe
 from millis_pipeline.run import run_all, torch_runner
@@ -115,7 +115,8 @@ def _offline_tags(checkpoint: Checkpoint, examples: TokenExamples, path: Path) -
             ids = np.array([[*tokens.prefix, *tokens.ids[start:end], *tokens.suffix]])
             feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
             parts.append(run(feeds)[0, len(tokens.prefix) :][: end - start])
-        tags.append(word_tags(words, tokens.offsets, windows.join(places, parts), checkpoint.labels))
+        # The service tells entities, and an I- that continues nothing begins one.
+        tags.append(to_iob2(word_tags(words, tokens.offsets, windows.join(places, parts), checkpoint.labels)))
     return tags
 
 
