@@ -3,12 +3,14 @@
 PYTHON ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c "" 2>/dev/null && { echo python$$v; exit; }; done; echo python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
 REPOSITORY ?= model_repository
 MODELS ?= embed intent sentiment ner
 
 # torch and the embedded Triton are large; what the network gives slowly should not end the set-up.
-PIP := $(BIN)/python -m pip --disable-pip-version-check --timeout 120
+# What is never imported need not be compiled: Python compiles the rest at first use.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check --timeout 120 install --no-compile --progress-bar on -c constraints.txt
 
 .DEFAULT_GOAL := help
 BENCHES := bench bench-cache bench-eager bench-exits bench-padding bench-routing
@@ -19,17 +21,21 @@ help: ## list the targets
 
 setup: $(READY) ## make the virtual environment with all pinned dependencies
 
-$(READY): pyproject.toml constraints.txt
+$(RUNS): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14) and f"Millis needs Python 3.11, 3.12 or 3.13, {sys.executable} is {v[0]}.{v[1]}; set PYTHON=")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --progress-bar on -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[pipeline]'
+	@touch $@
+
+$(READY): $(RUNS)
+	$(INSTALL) -e '.[dev]'
 	@touch $@
 
 serve: models ## build the default models if they are missing, then serve on 127.0.0.1:50051
 	@# gRPC's handlers for a fork are for children that go on using it; ours becomes Triton.
 	@GRPC_ENABLE_FORK_SUPPORT=false exec $(BIN)/millis serve --model-repository $(REPOSITORY)
 
-models: $(READY) ## build the default models that are missing
+models: $(RUNS) ## build the default models that are missing
 	@missing=""; for model in $(MODELS); do \
 	  ls -d $(REPOSITORY)/$$model-*/ >/dev/null 2>&1 || missing="$$missing pipeline/recipes/$$model/recipe.yaml"; done; \
 	test -z "$$missing" || exec $(BIN)/millis build $$missing --repository $(REPOSITORY)
@@ -67,10 +73,10 @@ bench-routing: models ## measure routing by deadline under load, against the sam
 	@ls -d $(REPOSITORY)/intent-*/ | grep -qvE -- '-(fp32|int8)/$$' || $(BIN)/python -m benchmarks.family --repository $(REPOSITORY)
 	$(BIN)/python -m benchmarks.routing --repository $(REPOSITORY)
 
-bench-eager: $(READY) ## measure published variants against PyTorch behind a plain server (CHECKPOINT=, MODEL=, TEXTS=)
+bench-eager: $(RUNS) ## measure published variants against PyTorch behind a plain server (CHECKPOINT=, MODEL=, TEXTS=)
 	$(BIN)/python -m benchmarks.eager --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) --model $(MODEL) --texts $(TEXTS)
 
-bench-exits: $(READY) ## measure a variant with early exits against the one without (MODEL=, PLAIN=, EXITS=, TEXTS=, LABELS=)
+bench-exits: $(RUNS) ## measure a variant with early exits against the one without (MODEL=, PLAIN=, EXITS=, TEXTS=, LABELS=)
 	$(BIN)/python -m benchmarks.exits --repository $(REPOSITORY) --model $(MODEL) --plain $(PLAIN) --exits $(EXITS) \
 	  --texts $(TEXTS) --label-column $(LABELS)
 
@@ -80,7 +86,7 @@ bench-padding: models ## measure mixed lengths grouped and padded to the longest
 bench-cache: models ## measure a cache hit beside an empty call and a call past the cache
 	$(BIN)/python -m benchmarks.cache --repository $(REPOSITORY)
 
-demo: $(READY) ## ask a running gateway a few questions
+demo: $(RUNS) ## ask a running gateway a few questions
 	$(BIN)/python examples/quickstart.py
 
 clean: ## remove the environment, built models and caches
