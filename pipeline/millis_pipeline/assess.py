@@ -16,6 +16,7 @@ from millis_pipeline.memory import resident_bytes
 from millis_pipeline.run import CascadeRunner, Runner, run_all, torch_runner
 from millis_pipeline.verify import FP32_TOLERANCE, EvaluationSet, Judgement, VerificationError, judge
 from millis_server.manifest import TOKENIZER_FILE, Exit, LatencyProfile
+from millis_server.triton.backend.engine import EngineOptions, load_engine
 
 CHECKED_TEXTS = 64
 """Inputs on which the fp32 graph of a student is compared with its PyTorch module."""
@@ -78,6 +79,8 @@ def assess(
             _check_difference(candidate, judgements[-1].max_difference)
         elif candidate.recipe.quantize is None:
             _check_student(candidate, own)
+        if candidate.recipe.compile is not None:
+            _check_compiled(candidate, own)
     graphs = {one.name: _reached(one, left) for one, left in zip(candidates, exits, strict=True)}
     latency = measure(graphs, teacher.max_tokens)
     assessed = [
@@ -115,6 +118,21 @@ def _check_student(candidate: Candidate, evaluation: EvaluationSet) -> None:
     theirs = run_all(torch_runner(candidate.checkpoint), some, names, f"{candidate.name} check")
     ours = run_all(candidate.runner(leaving=False), some, names, f"{candidate.name} check")
     _check_difference(candidate, max(float(abs(a - b).max()) for a, b in zip(theirs, ours, strict=True)))
+
+
+def _check_compiled(candidate: Candidate, evaluation: EvaluationSet) -> None:
+    """Compares the compiled program with the graph."""
+    names = candidate.checkpoint.inputs
+    some = evaluation.rows.first(CHECKED_TEXTS)
+    engine = load_engine("torch", candidate.graphs[0], EngineOptions())
+    ours = run_all(lambda feeds: engine.run(feeds)[0], some, names, f"{candidate.name} compiled")
+    theirs = run_all(candidate.runner(), some, names, f"{candidate.name} compiled")
+    difference = max(float(abs(a - b).max()) for a, b in zip(theirs, ours, strict=True))
+    if not difference <= FP32_TOLERANCE:
+        raise VerificationError(
+            f"{candidate.name}: the compiled program differs from the graph by {difference:.3g}, "
+            f"the limit is {FP32_TOLERANCE:g}"
+        )
 
 
 def _check_difference(candidate: Candidate, difference: float) -> None:

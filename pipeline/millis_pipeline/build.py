@@ -172,7 +172,7 @@ def _entry(job: Job, one: Assessed, decision: Decision) -> Entry:
         activation=checkpoint.activation,
         default_variant=candidate.name == decision.default,
         default_for_task=job.recipe is not None and job.recipe.default,
-        files={path.name: sha256(path) for path in (*candidate.graphs, candidate.folder / TOKENIZER_FILE)},
+        files={path.name: sha256(path) for path in candidate.files},
         size_bytes=sum(path.stat().st_size for path in candidate.graphs),
         memory_bytes=one.memory_bytes,
         quality=one.judgement.quality,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
+from millis_pipeline.aot import compile_torch
 from millis_pipeline.calibrate import calibrate, trace
 from millis_pipeline.checkpoint import Checkpoint
 from millis_pipeline.examples import Example, pad
@@ -25,7 +26,7 @@ from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.variants import Exits, Quantize, VariantRecipe
 from millis_pipeline.verify import EvaluationSet
 from millis_pipeline.vocabulary import trimmed
-from millis_server.manifest import TOKENIZER_FILE, WEIGHTS_FILE, Exit
+from millis_server.manifest import COMPILED_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Exit
 from millis_server.triton.backend.cascade import Stage
 from millis_server.triton.backend.engine import EngineOptions, load_engine
 
@@ -61,6 +62,12 @@ class Candidate:
     def graphs(self) -> list[Path]:
         """Its graphs, in the order in which an input goes through them."""
         return [self.folder / exit.file for exit in self.exits] or [self.folder / WEIGHTS_FILE]
+
+    @property
+    def files(self) -> list[Path]:
+        """Everything that is published of it, but for the manifest."""
+        compiled = [self.folder / COMPILED_FILE] if self.recipe.compile is not None else []
+        return [*self.graphs, *compiled, self.folder / TOKENIZER_FILE]
 
     @property
     def reference(self) -> bool:
@@ -132,6 +139,10 @@ class CandidateMaker:
         candidate = Candidate(variant, folder, checkpoint, steps)
         if variant.exits is None:
             _, said = self._write(candidate)
+            if variant.compile is not None:
+                self._say(f"compiling {variant.name} for PyTorch")
+                compile_torch(checkpoint, folder / COMPILED_FILE)
+                said = (*said, "compiled for the engine torch (AOTInductor)")
             return replace(candidate, steps=(*steps, *said))
         assert self._held_out is not None, "exits are calibrated on data set aside. This is a bug."
         held_out = self._held_out

@@ -60,17 +60,19 @@ class Configuration:
         )
 
 
-def search_space(variants: Sequence[str]) -> dict[str, tuple[str | int, ...]]:
+def search_space(variants: Sequence[str], compiled: bool = False) -> dict[str, tuple[str | int, ...]]:
     """The values of each field of `Configuration` that a search tries.
 
     Args:
         variants: that are good enough.
+        compiled: whether one of them was compiled for the engine `torch`.
     """
     cores = len(os.sched_getaffinity(0))
     counts = tuple(sorted({*(2**power for power in range(cores.bit_length()) if 2**power <= cores), cores}))
+    engines = [engine for engine in ENGINES if find_spec(engine) is not None and (compiled or engine != "torch")]
     return {
         "variant": tuple(variants),
-        "engine": tuple(engine for engine in ENGINES if find_spec(engine) is not None),
+        "engine": tuple(engines),
         "threads": counts,
         "workers": counts,
         "max_batch": MAX_BATCHES,

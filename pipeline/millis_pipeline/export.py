@@ -34,8 +34,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         ExportError: PyTorch cannot export it.
     """
-    arguments: dict[str, torch.Tensor] = {name: _example(name) for name in checkpoint.inputs}
-    _export(checkpoint.module, arguments, [OUTPUT_NAMES[checkpoint.task]], path, checkpoint.source)
+    _export(checkpoint.module, example_inputs(checkpoint), [OUTPUT_NAMES[checkpoint.task]], path, checkpoint.source)
 
 
 def export_stages(model: ExitModel, checkpoint: Checkpoint, folder: Path) -> list[Path]:
@@ -56,6 +55,11 @@ def export_stages(model: ExitModel, checkpoint: Checkpoint, folder: Path) -> lis
         _export(stage, {**tokens, MASK: _example(MASK)}, outputs, path, checkpoint.source)
         paths.append(path)
     return paths
+
+
+def example_inputs(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Inputs to trace the module with, in order."""
+    return {name: _example(name) for name in checkpoint.inputs}
 
 
 def _example(name: str) -> torch.Tensor:

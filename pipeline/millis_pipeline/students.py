@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from millis_pipeline.aot import check_compiler
 from millis_pipeline.architectures import Encoder, Shape, depth_of, shaped
 from millis_pipeline.checkpoint import Checkpoint, CheckpointError
 from millis_pipeline.data import check_known, read_texts
@@ -47,7 +48,10 @@ def check_variants(variants: Sequence[VariantRecipe], folder: Path) -> None:
 
     Raises:
         CheckpointError: its architecture is not supported, or it has too few layers.
+        ExportError: a variant is to be compiled, and there is no compiler.
     """
+    if any(variant.compile is not None for variant in variants):
+        check_compiler()
     trained = [variant for variant in variants if variant.trained or variant.trim is not None]
     if not trained:
         return

@@ -35,7 +35,7 @@ from millis_pipeline.search import Findings, Search, Target, Trial, finalists, g
 from millis_pipeline.stand import CannotRun, Measured, Stand, lone_caller, open_stand, saturated
 from millis_pipeline.tune_plan import NotMet, Plan, TuneError, parser, read_plan
 from millis_pipeline.tune_report import write_report, write_trials
-from millis_server.manifest import ManifestError
+from millis_server.manifest import COMPILED_FILE, ManifestError
 from millis_server.repository import RepositoryError
 from millis_server.triton.launcher import TritonFailed
 
@@ -104,7 +104,8 @@ async def _measure(plan: Plan, findings: Findings) -> None:
     async with open_stand() as stand:
         baseline = await _try(stand, plan, plan.baseline, math.inf)
         findings.trials.append(Trial(0, plan.baseline, *baseline))
-        space = search_space(list(plan.subjects))
+        compiled = any(COMPILED_FILE in subject.manifest.files for subject in plan.subjects.values())
+        space = search_space(list(plan.subjects), compiled)
         search = Search(plan.folder / "study.db", _study_name(plan), space, plan.target, plan.baseline)
         findings.trials += search.trials()
         if search.resumed:

@@ -117,6 +117,8 @@ class VariantRecipe(_Step):
     exits: Exits | None = None
     trim: Trim | None = None
     quantize: Quantize | None = None
+    compile: Literal["torch"] | None = None
+    """Also compiles it ahead of time for the engine `torch`, which a config.pbtxt may then name; takes a minute."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -124,6 +126,8 @@ class VariantRecipe(_Step):
             raise ValueError("prune.layers: distill.layers says already how many layers there will be")
         if self.exits is not None and self.quantize not in (None, Quantize(method="dynamic")):
             raise ValueError("quantize: a variant with exits is quantized with method dynamic and without keep_fp32")
+        if self.compile is not None and (self.quantize is not None or self.exits is not None):
+            raise ValueError("compile: torch compiles variants that are neither quantized nor left early")
         if self.trim is not None and self.quantize not in (None, Quantize(method="dynamic")):
             raise ValueError("quantize: a trimmed variant is quantized with method dynamic and without keep_fp32")
         return self

@@ -21,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
+COMPILED_FILE = "model.pt2"
+"""The same graph compiled for the engine `torch`; not every version has it."""
 
 TaskName = Literal["text-classification", "token-classification", "embedding", "cross-encoder"]
 TensorName = Literal["input_ids", "attention_mask", "token_type_ids"]

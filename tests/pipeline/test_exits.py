@@ -248,6 +248,8 @@ def test_a_recipe_makes_a_calibrated_cascade_with_its_exit_distribution(tmp_path
         ("exits: {after: [3], epochs: 1}, distill: {layers: 2}", "exits: exits.after: it names layer 3, and the model"),
         ("exits: {after: [2, 1]}", "variants.1.exits: after: layers in rising order, each once, not [2, 1]"),
         ("exits: {after: [1]}, quantize: static", "quantize: a variant with exits is quantized with method dynamic"),
+        ("exits: {after: [1]}, compile: torch", "compile: torch compiles variants that are neither quantized nor left"),
+        ("quantize: dynamic, compile: torch", "compile: torch compiles variants that are neither quantized nor left"),
         ("exits: {after: []}", "variants.1.exits.after: "),
         ("exits: {after: [1], max_loss: 2}", "variants.1.exits.max_loss: "),
     ],

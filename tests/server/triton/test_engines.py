@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from millis_pipeline.aot import compile_torch
+from millis_pipeline.checkpoint import load
+from millis_server.manifest import COMPILED_FILE
 from millis_server.triton.backend.engine import ENGINES, EngineOptions, load_engine
 from tests.conftest import Published
 
@@ -16,8 +20,12 @@ LENGTHS = (3, 9, 17, 5)
 
 
 @pytest.fixture(scope="module")
-def graph(published: Published) -> Path:
-    return published.repository / "intent-fp32" / "1" / "model.onnx"
+def graph(published: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph, and beside it the same compiled for PyTorch."""
+    folder = tmp_path_factory.mktemp("graph")
+    shutil.copy(published.repository / "intent-fp32" / "1" / "model.onnx", folder)
+    compile_torch(load("intent", published.checkpoints / "intent"), folder / COMPILED_FILE)
+    return folder / "model.onnx"
 
 
 def feeds(length: int, texts: int = 2) -> dict[str, np.ndarray]:
@@ -50,15 +58,33 @@ def test_every_engine_keeps_the_answers_of_threads_and_calls_apart(graph, name):
 @pytest.mark.parametrize(
     ("name", "device", "message"),
     [
-        ("abacus", "cpu", "parameter engine must be one of onnxruntime, openvino, not 'abacus'"),
+        ("abacus", "cpu", "parameter engine must be one of onnxruntime, openvino, torch, not 'abacus'"),
         ("onnxruntime", "tpu", "parameter device must be one of cpu, cuda, not 'tpu'"),
         ("openvino", "cuda", "parameter device is 'cuda'; engine 'openvino' has cpu only"),
+        ("torch", "cuda", "parameter device is 'cuda'; engine 'torch' has cpu only"),
     ],
 )
 def test_what_no_engine_can_do_is_refused_in_one_line(graph, name, device, message):
     with pytest.raises(ValueError) as caught:
         load_engine(name, graph, EngineOptions(device=device))
     assert str(caught.value) == message
+
+
+def test_a_version_that_was_not_compiled_says_what_to_build(published):
+    with pytest.raises(ValueError) as caught:
+        load_engine("torch", published.repository / "intent-fp32" / "1" / "model.onnx", EngineOptions())
+    assert str(caught.value) == (
+        "parameter engine is 'torch', and the version has no model.pt2: build it with compile: torch"
+    )
+
+
+def test_a_compiled_program_reads_what_must_not_be_written(graph):
+    given = {key: feeds(5)[key] for key in ("input_ids", "attention_mask")}
+    engine = load_engine("torch", graph, EngineOptions())
+    expected = engine.run(given)[0]
+    for values in given.values():
+        values.setflags(write=False)
+    assert engine.run(given)[0].tolist() == expected.tolist()
 
 
 def test_an_engine_that_is_not_installed_says_what_to_install(graph, monkeypatch):

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-ENGINES = ("onnxruntime", "openvino")
+ENGINES = ("onnxruntime", "openvino", "torch")
 """Values of the config's parameter `engine`; the first is the default."""
 
 DEVICES = ("cpu", "cuda")
