@@ -43,6 +43,17 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
 
 
 @pytest.fixture(scope="session")
+def compiled(published: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`intent` in fp32, compiled for PyTorch."""
+    from millis_pipeline.aot import compile_torch
+    from millis_pipeline.checkpoint import load
+
+    path = tmp_path_factory.mktemp("compiled") / "model.pt2"
+    compile_torch(load("intent", published.checkpoints / "intent"), path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def gateway(published: Published) -> Iterator[Running]:
     """A gateway that serves the published models; tests leave its models as they find them."""
     with running_gateway(published.repository, "--repository-poll-seconds", "0.2") as running:

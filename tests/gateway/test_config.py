@@ -14,6 +14,8 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 import millis
 from benchmarks.gateway import running_gateway
+from millis_pipeline.publish import CONFIG_FILE, triton_config, write_version
+from millis_server.manifest import read_manifest
 from tests.conftest import Published
 
 PATIENCE_SECONDS = 60
@@ -39,12 +41,24 @@ def configure(folder: Path, **parameters: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def repository(published: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(published: Published, compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("config") / "repository"
+    publish_compiled(published, compiled, folder)
     for variant, parameters in VARIANTS.items():
         shutil.copytree(published.repository / variant, folder / variant)
         configure(folder / variant, **parameters)
     return folder
+
+
+def publish_compiled(published: Published, compiled: Path, repository: Path) -> None:
+    """`intent` once more as the model `compiled`, run by PyTorch."""
+    version = repository / "compiled-fp32" / "1"
+    shutil.copytree(published.repository / "intent-fp32" / "1", version)
+    shutil.copy(compiled, version)
+    manifest = read_manifest(published.repository / "intent-fp32" / "1").model_copy(update={"model": "compiled"})
+    write_version(version, manifest)
+    (version.parent / CONFIG_FILE).write_text(triton_config(manifest))
+    configure(version.parent, engine="torch")
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +89,21 @@ def test_openvino_answers_as_onnx_runtime_does(client, published, gateway):
         assert ours.values == pytest.approx(theirs.values, abs=1e-4)
 
 
+def test_pytorch_answers_as_onnx_runtime_does(client):
+    for text in TEXTS:
+        ours, theirs = (client.classify(text, model=model, variant="fp32", top_k=3) for model in ("compiled", "intent"))
+        assert [label.name for label in ours.labels] == [label.name for label in theirs.labels]
+        assert [label.score for label in ours.labels] == pytest.approx(
+            [label.score for label in theirs.labels], abs=1e-4
+        )
+    together = client.classify(TEXTS, model="compiled")
+    assert [answer.label for answer in together] == [client.classify(text, model="intent").label for text in TEXTS]
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("fp32", "parameter engine must be one of onnxruntime, openvino, not 'abacus'"),
+        ("fp32", "parameter engine must be one of onnxruntime, openvino, torch, not 'abacus'"),
         ("int8", "parameter device is 'cuda', for which this onnxruntime"),
     ],
 )
@@ -124,7 +149,7 @@ def test_a_changed_config_takes_effect_under_traffic_and_a_broken_one_changes_no
         assert variant(client, "intent", "fp32").state == "ready"
         assert variant(client, "intent", "fp32").reason == (
             "its changed config.pbtxt was refused: load failed for model 'intent-fp32': version 1 is at UNAVAILABLE "
-            "state: Internal: ValueError: parameter engine must be one of onnxruntime, openvino, not 'abacus'"
+            "state: Internal: ValueError: parameter engine must be one of onnxruntime, openvino, torch, not 'abacus'"
         )
         before = len(answers)
         until(lambda: asked_since(before))

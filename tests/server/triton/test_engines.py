@@ -10,9 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from millis_pipeline.aot import compile_torch
-from millis_pipeline.checkpoint import load
-from millis_server.manifest import COMPILED_FILE
 from millis_server.triton.backend.engine import ENGINES, EngineOptions, load_engine
 from tests.conftest import Published
 
@@ -20,11 +17,11 @@ LENGTHS = (3, 9, 17, 5)
 
 
 @pytest.fixture(scope="module")
-def graph(published: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def graph(published: Published, compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A graph, and beside it the same compiled for PyTorch."""
     folder = tmp_path_factory.mktemp("graph")
     shutil.copy(published.repository / "intent-fp32" / "1" / "model.onnx", folder)
-    compile_torch(load("intent", published.checkpoints / "intent"), folder / COMPILED_FILE)
+    shutil.copy(compiled, folder)
     return folder / "model.onnx"
 
 
