@@ -2,6 +2,8 @@
 
     python -m benchmarks.eager --checkpoint CHECKPOINT --model snips --texts validate.csv
 
+Texts in a .conll file are asked for their entities, others for their label.
+
 `eager` is the fine-tuned checkpoint in fp32, as PyTorch runs it, behind a plain grpc.aio server that tokenizes and
 answers the same RPC. It has no Triton, no batching and no limits. All sides answer the same texts one by one over
 gRPC, in turn, in rounds, in one run. A process of a side that is not asked waits.
@@ -29,6 +31,7 @@ from tqdm import tqdm
 from benchmarks.gateway import running_gateway
 from benchmarks.load import Measurement, merged, tasks
 from millis.v1 import inference_pb2, inference_pb2_grpc, types_pb2
+from millis_pipeline.data import read_token_examples
 from millis_server.manifest import read_manifest
 from millis_server.repository import scan
 
@@ -60,7 +63,8 @@ async def _measure(
     """Each round runs every side under every load, so that a change of the machine's speed meets them all."""
     parts: dict[tuple[str, int], list[Measurement]] = {(n, c): [] for c in arguments.callers for n in targets}
     channels = {target: grpc.aio.insecure_channel(target) for target, _ in targets.values()}
-    asks = {n: _ask(channels[target], arguments.model, pin, texts) for n, (target, pin) in targets.items()}
+    tokens = arguments.texts.suffix == ".conll"
+    asks = {n: _ask(channels[target], arguments.model, pin, texts, tokens) for n, (target, pin) in targets.items()}
     with tqdm(total=arguments.rounds * len(parts), unit="part", leave=False) as progress:
         for callers in arguments.callers:
             for ask in asks.values():
@@ -74,13 +78,16 @@ async def _measure(
     return parts
 
 
-def _ask(channel: grpc.aio.Channel, model: str, pin: str, texts: list[str]) -> Callable[[int], Any]:
+def _ask(channel: grpc.aio.Channel, model: str, pin: str, texts: list[str], tokens: bool) -> Callable[[int], Any]:
     stub = inference_pb2_grpc.InferenceServiceStub(channel)
     options = types_pb2.RequestOptions(slo=types_pb2.Slo(pin_variant=pin))
+    call, request = {
+        False: (stub.ClassifyText, inference_pb2.ClassifyTextRequest),
+        True: (stub.ClassifyTokens, inference_pb2.ClassifyTokensRequest),
+    }[tokens]
 
     async def ask(number: int) -> object:
-        text = texts[number % len(texts)]
-        return await stub.ClassifyText(inference_pb2.ClassifyTextRequest(model=model, texts=[text], options=options))
+        return await call(request(model=model, texts=[texts[number % len(texts)]], options=options))
 
     return ask
 
@@ -103,7 +110,7 @@ def _print(parts: dict[tuple[str, int], list[Measurement]], loads: list[int], te
 
 
 class _Eager(inference_pb2_grpc.InferenceServiceServicer):
-    """Tokenizes, runs the module, answers the best label: nothing else."""
+    """Tokenizes, runs the module, answers the best label, or that of each token: nothing else."""
 
     def __init__(self, checkpoint: str, workers: int) -> None:
         import torch
@@ -113,25 +120,51 @@ class _Eager(inference_pb2_grpc.InferenceServiceServicer):
         # As many threads in all as there are cores: PyTorch's default, shared by the workers.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
         self._torch = torch
-        self._checkpoint = load(checkpoint, resolve(checkpoint), "text-classification")
+        self._checkpoint = load(checkpoint, resolve(checkpoint))
         self._workers = ThreadPoolExecutor(workers)
 
     async def ClassifyText(  # noqa: N802  # the name of the RPC
         self, request: inference_pb2.ClassifyTextRequest, _context: object
     ) -> inference_pb2.ClassifyTextResponse:
-        return await asyncio.get_running_loop().run_in_executor(self._workers, self._answer, list(request.texts))
+        return await asyncio.get_running_loop().run_in_executor(self._workers, self._label, list(request.texts))
 
-    def _answer(self, texts: list[str]) -> inference_pb2.ClassifyTextResponse:
+    async def ClassifyTokens(  # noqa: N802  # the name of the RPC
+        self, request: inference_pb2.ClassifyTokensRequest, _context: object
+    ) -> inference_pb2.ClassifyTokensResponse:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, self._tag, list(request.texts))
+
+    def _label(self, texts: list[str]) -> inference_pb2.ClassifyTextResponse:
+        scores, _ = self._run(texts)
+        response = inference_pb2.ClassifyTextResponse()
+        for score, index in zip(*scores.max(-1), strict=True):
+            response.results.add().labels.add(label=self._checkpoint.labels[int(index)], score=float(score))
+        return response
+
+    def _tag(self, texts: list[str]) -> inference_pb2.ClassifyTokensResponse:
+        scores, offsets = self._run(texts)
+        response = inference_pb2.ClassifyTokensResponse()
+        for text, row, places in zip(texts, scores.argmax(-1).tolist(), offsets.tolist(), strict=True):
+            result = response.results.add()
+            for index, (start, end) in zip(row, places, strict=True):
+                label = self._checkpoint.labels[index]
+                if end > start and label != "O":
+                    result.entities.add(text=text[start:end], label=label, span=types_pb2.Span(start=start, end=end))
+        return response
+
+    def _run(self, texts: list[str]) -> tuple[Any, Any]:
+        """Scores, and the place of each token."""
         checkpoint = self._checkpoint
         encoded = checkpoint.tokenizer(
-            texts, padding=True, truncation=True, max_length=checkpoint.max_tokens, return_tensors="pt"
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=checkpoint.max_tokens,
+            return_tensors="pt",
+            return_offsets_mapping=True,
         )
         with self._torch.inference_mode():
             scores = checkpoint.module(encoded["input_ids"], encoded["attention_mask"]).softmax(-1)
-        response = inference_pb2.ClassifyTextResponse()
-        for score, index in zip(*scores.max(-1), strict=True):
-            response.results.add().labels.add(label=checkpoint.labels[int(index)], score=float(score))
-        return response
+        return scores, encoded["offset_mapping"]
 
 
 async def _serve(checkpoint: str, workers: int) -> None:
@@ -167,17 +200,19 @@ def _variants(repository: Path, model: str) -> list[str]:
 
 
 def _texts(path: Path, column: str) -> list[str]:
+    if path.suffix == ".conll":
+        return [" ".join(words) for words in read_token_examples(path).words][:256]
     with path.open(encoding="utf-8", newline="") as file:
         return [row[column] for row in csv.DictReader(file)][:256]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="the fine-tuned text classifier, as `millis build` kept it")
+    parser.add_argument("--checkpoint", required=True, help="the fine-tuned classifier, as `millis build` kept it")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--model", default="intent")
     parser.add_argument("--variants", nargs="+", help="of the model; the default is all")
-    parser.add_argument("--texts", type=Path, default=Path("pipeline/recipes/intent/test.csv"), help="CSV")
+    parser.add_argument("--texts", type=Path, default=Path("pipeline/recipes/intent/test.csv"), help="CSV or CoNLL")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--requests", type=int, default=300, help="of each side, in each round, under each load")
