@@ -32,12 +32,14 @@ class Side:
     """One variant and what it did.
 
     Attributes:
+        model: logical name.
         variant: that is asked.
         labels: that it answered, by text.
         layers: that texts went through.
         measured: by number of callers.
     """
 
+    model: str
     variant: str
     labels: dict[int, str | None] = field(default_factory=dict)
     layers: Counter[int] = field(default_factory=Counter)
@@ -51,7 +53,7 @@ def main() -> None:
         rows = list(csv.DictReader(file))
     texts = [row[arguments.text_column] for row in rows]
     gold = [row[arguments.label_column] for row in rows]
-    sides = [Side(arguments.plain), Side(arguments.exits)]
+    sides = [Side(arguments.plain_model or arguments.model, arguments.plain), Side(arguments.model, arguments.exits)]
     print(f"Machine: {machine()}; {arguments.model}, {len(texts)} texts\n")
     with running_gateway(arguments.repository) as gateway:
         with millis.Client(gateway.target) as client:
@@ -70,7 +72,7 @@ async def _measure(target: str, sides: list[Side], texts: list[str], arguments: 
         def ask_for(side: Side):  # type: ignore[no-untyped-def]  # a coroutine function for `tasks`
             async def ask(number: int) -> None:
                 text = number % len(texts)
-                answer = await client.classify(texts[text], model=arguments.model, variant=side.variant, timeout=60)
+                answer = await client.classify(texts[text], model=side.model, variant=side.variant, timeout=60)
                 side.labels[text] = answer.label
                 side.layers[answer.info.usage.layers] += 1
 
@@ -115,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--model", required=True)
     parser.add_argument("--plain", default="int8", help="variant without exits")
+    parser.add_argument(
+        "--plain-model", help="that has it, where the gate did not publish it beside the one with exits"
+    )
     parser.add_argument("--exits", default="exits-int8", help="the same with exits")
     parser.add_argument("--texts", type=Path, required=True, help="CSV")
     parser.add_argument("--text-column", default="text")
