@@ -41,7 +41,7 @@ def test_classify_prints_json_lines(run: Run, gateway: FakeGateway) -> None:
     }
     assert info == {
         "served_by": {"model": "", "version": "", "variant": "", "degraded": False, "reason": ""},
-        "usage": {"inputs": 0, "tokens": 0, "padded_tokens": 0},
+        "usage": {"inputs": 0, "tokens": 0, "padded_tokens": 0, "layers": 0},
         "timing": None,
         "cache": "unspecified",
         "truncated_inputs": [],

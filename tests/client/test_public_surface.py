@@ -20,6 +20,7 @@ EXPORTED = [
     "Embedding",
     "Entity",
     "ErrorDetails",
+    "Exit",
     "FailedPreconditionError",
     "FieldViolation",
     "Info",

@@ -20,7 +20,7 @@ from transformers import (
     set_seed,
 )
 
-from millis_pipeline import build
+from millis_pipeline import build, candidates
 from millis_pipeline.candidates import Candidate, CandidateMaker
 from millis_pipeline.checkpoint import Checkpoint, load
 from millis_pipeline.exits import ExitModel
@@ -141,7 +141,9 @@ def candidate(exported: Exported, folder: Path, wanted: Callable[[list[str], str
     return maker.make(VariantRecipe(name="exits", exits=Exits(after=(1, 3))))
 
 
-def test_exits_that_are_always_wrong_make_a_variant_unfit(exported, tmp_path) -> None:
+def test_exits_that_are_always_wrong_make_a_variant_unfit(exported, tmp_path, monkeypatch) -> None:
+    # The graphs that there are already: exporting takes long.
+    monkeypatch.setattr(candidates, "export_stages", lambda *_: exported.paths)
     made = candidate(exported, tmp_path, lambda early, last: last not in early)
     assert made.unfit == "no thresholds of its exits save time within exits.max_loss 0.005"
     assert [exit.threshold for exit in made.exits] == [1.0, 1.0, None]
