@@ -52,9 +52,8 @@ def trimmed(checkpoint: Checkpoint, texts: Sequence[Example], min_count: int) ->
     base = Encoder(module).base
     before = base.get_input_embeddings()
     pad = kept.index(base.config.pad_token_id)
-    after = nn.Embedding(len(kept), before.embedding_dim, padding_idx=pad).requires_grad_(False)
-    after.weight.copy_(before.weight[kept])
-    base.set_input_embeddings(after)
+    weights = before.weight.detach()[kept]
+    base.set_input_embeddings(nn.Embedding.from_pretrained(weights, freeze=True, padding_idx=pad))
     base.config.pad_token_id = pad
     if hasattr(base.embeddings, "padding_idx"):  # RoBERTa counts positions from there
         base.embeddings.padding_idx = pad

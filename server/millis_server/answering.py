@@ -21,6 +21,9 @@ from millis_server.observability.metrics import Metrics
 
 LOG = logging.getLogger("millis.service")
 DETAILS_KEY = "grpc-status-details-bin"
+HEAD_START = 0.1
+"""Seconds by which a caller's deadline may pass before ours does: it begins to count when the call is sent."""
+
 BUG = "This is a bug; the gateway's log says more."
 
 
@@ -93,7 +96,8 @@ def _code(error: BaseException, context: Context) -> str:
         return grpc.StatusCode.INTERNAL.name
     # gRPC cancels the method when the caller left and when its deadline passed.
     left = context.time_remaining() if isinstance(error, asyncio.CancelledError) else None
-    return (grpc.StatusCode.CANCELLED if left is None or left > 0 else grpc.StatusCode.DEADLINE_EXCEEDED).name
+    late = left is not None and left <= HEAD_START
+    return (grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED).name
 
 
 def _served(response: Any) -> tuple[str, str]:

@@ -22,6 +22,8 @@ from transformers import (
 from millis_pipeline.architectures import Encoder
 from millis_pipeline.checkpoint import Checkpoint, CheckpointError, load
 from millis_pipeline.examples import Example
+from millis_pipeline.export import export_onnx
+from millis_pipeline.run import onnx_runner, run_all, tokenize, torch_runner
 from millis_pipeline.vocabulary import trimmed
 from tests import tiny
 
@@ -105,6 +107,18 @@ def test_texts_whose_tokens_are_kept_are_answered_as_before(checkpoint) -> None:
     assert Encoder(small.module).base.get_input_embeddings().num_embeddings == after
     assert small.tokenizer.tokenize(USED) == checkpoint.tokenizer.tokenize(USED)
     np.testing.assert_allclose(answer(small, USED), answer(checkpoint, USED), atol=1e-6)
+
+
+def test_the_graph_of_a_trimmed_model_answers_as_the_model(tmp_path) -> None:
+    make, config = FAMILIES["WordPiece"]
+    whole = write(tmp_path / "model", make(), config)
+    small, _ = trimmed(whole, examples(whole, USED), 1)
+    export_onnx(small, tmp_path / "small.onnx")
+    rows = tokenize(small.tokenizer.backend_tokenizer, [USED, UNUSED], 64, 0)
+    ours = run_all(onnx_runner(tmp_path / "small.onnx"), rows, small.inputs, "graph")
+    theirs = run_all(torch_runner(small), rows, small.inputs, "PyTorch")
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-4)
 
 
 def test_other_texts_are_read_in_smaller_pieces_and_not_as_unknown(checkpoint) -> None:
