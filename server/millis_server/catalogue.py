@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from math import inf
 
 from millis_server.errors import InvalidField, ModelNotFound, TaskMismatch
 from millis_server.manifest import Manifest, TaskName
@@ -46,11 +47,21 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a version did not get into service."""
+    """Why a version did not get into service.
+
+    Attributes:
+        version: that was refused.
+        reason: in plain English.
+        at: when.
+        tries: so far.
+        again: when it is tried once more, on the clock of `time.monotonic`; never when its own files are at fault.
+    """
 
     version: str
     reason: str
     at: datetime
+    tries: int = 1
+    again: float = inf
 
 
 @dataclass(slots=True)

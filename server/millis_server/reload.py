@@ -16,6 +16,8 @@ import logging
 from collections import defaultdict
 from dataclasses import replace
 from datetime import UTC, datetime
+from math import inf
+from time import monotonic
 
 from millis_server import repository, selfcheck
 from millis_server.catalogue import Catalogue, Refusal, State, Variant
@@ -26,6 +28,11 @@ from millis_server.triton.client import TritonClient
 from millis_server.version_loader import READY, VersionLoader, VersionRefused
 
 LOG = logging.getLogger("millis.reload")
+
+RETRY_SECONDS = 5.0
+"""When a version is tried again that was refused for a reason that may pass; the pause doubles with every try."""
+
+LONGEST_RETRY_SECONDS = 600.0
 
 
 class Reloader:
@@ -192,14 +199,16 @@ class Reloader:
         for version in versions:
             if variant.current is not None and variant.current.version == version:
                 break
-            if version in variant.refused:
+            refusal = variant.refused.get(version)
+            if refusal is not None and monotonic() < refusal.again:
                 continue
             try:
                 await self._bring(name, variant, version)
+                variant.refused.pop(version, None)
                 break
             except VersionRefused as error:
                 LOG.error("refused %s version %s: %s", name, version, error)
-                variant.refused[version] = Refusal(version, str(error), datetime.now(UTC))
+                variant.refused[version] = _refusal(version, error, refusal)
                 self._catalogue.changed(variant.manifest.model)
             except ModelUnavailable as error:
                 # Triton is away, which says nothing about the version: the next look tries again.
@@ -297,3 +306,11 @@ class Reloader:
             except ManifestError:
                 continue
         return False
+
+
+def _refusal(version: str, error: VersionRefused, before: Refusal | None) -> Refusal:
+    """A machine too busy to start a process in time is no fault of the version: it is tried again, ever more seldom."""
+    tries = before.tries + 1 if before is not None else 1
+    pause = min(RETRY_SECONDS * 2 ** (tries - 1), LONGEST_RETRY_SECONDS)
+    again = monotonic() + pause if error.passing else inf
+    return Refusal(version, str(error), datetime.now(UTC), tries, again)

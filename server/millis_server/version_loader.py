@@ -19,7 +19,16 @@ READY = "READY"
 
 
 class VersionRefused(Exception):
-    """A version that cannot be brought into service; the message is the reason."""
+    """A version that cannot be brought into service; the message is the reason.
+
+    Args:
+        reason: in plain English.
+        passing: whether it may be the machine's fault and not the version's, so that it is worth another try.
+    """
+
+    def __init__(self, reason: str, *, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 class VersionLoader:
@@ -51,12 +60,13 @@ class VersionLoader:
             raise VersionRefused(f"{folder / TOKENIZER_FILE}: {error}") from error
         state = await self.load_in_triton(name, version)
         if state != READY:
-            raise VersionRefused(f"Triton did not load it: {state}")
+            raise VersionRefused(f"Triton did not load it: {state}", passing=True)
         try:
             served = Served(manifest, version, tokenizer, await self.lane(manifest, version))
             await selfcheck.check(served)
         except (selfcheck.SelfCheckFailed, MillisError) as error:
-            raise VersionRefused(str(error)) from error
+            # A wrong answer too: Triton may still hold what the same number was before.
+            raise VersionRefused(str(error), passing=True) from error
         return served
 
     async def load_in_triton(self, name: str, version: str) -> str:

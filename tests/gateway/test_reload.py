@@ -76,6 +76,24 @@ def withdraw(repository: Path, version: str) -> None:
         shutil.rmtree(repository / variant / version)
 
 
+def test_a_version_that_failed_for_a_reason_that_passes_is_tried_again(published, new_version, tmp_path):
+    repository = tmp_path / "repository"
+    for variant in ("intent-fp32", "intent-int8"):
+        shutil.copytree(published.repository / variant, repository / variant)
+    options = ("--repository-poll-seconds", "0.1", "--state-dir", str(tmp_path / "state"))
+    with running_gateway(repository, *options) as gateway, millis.Client(gateway.target) as client:
+        needed = tmp_path / "state" / "triton" / "backends" / "millis" / "microbatch.py"
+        away = needed.rename(needed.with_suffix(".away"))
+        publish(new_version, repository, "2")
+        until(lambda: all(each.refused_versions for each in client.models.get("intent").variants))
+        reasons = {each.refused_versions[0].reason for each in client.models.get("intent").variants}
+        assert all("No module named 'microbatch'" in reason for reason in reasons)
+        assert client.classify("where is my order", model="intent").info.served_by.version == "1"
+        away.rename(needed)
+        until(lambda: {each.version for each in client.models.get("intent").variants} == {"2"})
+        assert all(each.refused_versions == () for each in client.models.get("intent").variants)
+
+
 def test_under_traffic_no_call_fails_and_no_answer_mixes_versions(client, repository, new_version):
     answers: list[tuple[str, frozenset[str]]] = []
     failures: list[Exception] = []
