@@ -19,6 +19,8 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
         text=True,
         encoding="utf-8",
         env=os.environ | environment,
+        # A test run that was started in the background ignores Ctrl-C, and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

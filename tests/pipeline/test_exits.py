@@ -149,6 +149,7 @@ def test_exits_that_are_always_wrong_make_a_variant_unfit(exported, tmp_path, mo
     assert [exit.threshold for exit in made.exits] == [1.0, 1.0, None]
 
 
+@pytest.mark.slow
 def test_an_exit_that_nobody_should_use_is_taken_out_of_the_graphs(exported, tmp_path) -> None:
     made = candidate(exported, tmp_path, lambda early, last: early[0] != last == early[1])
     assert (made.unfit, [(exit.file, exit.layers) for exit in made.exits]) == (
