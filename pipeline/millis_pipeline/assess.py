@@ -18,6 +18,9 @@ from millis_pipeline.verify import FP32_TOLERANCE, EvaluationSet, Judgement, Ver
 from millis_server.manifest import TOKENIZER_FILE, Exit, LatencyProfile
 from millis_server.triton.backend.engine import EngineOptions, load_engine
 
+EXPORTED = "the exported graph differs from PyTorch"
+COMPILED = "the compiled program differs from the graph"
+
 CHECKED_TEXTS = 64
 """Inputs on which the fp32 graph of a student is compared with its PyTorch module."""
 
@@ -76,7 +79,7 @@ def assess(
         exits.append(_with_shares(candidate.exits, runner))
         read.append(own)
         if candidate.reference:
-            _check_difference(candidate, judgements[-1].max_difference)
+            _check_difference(candidate, judgements[-1].max_difference, EXPORTED)
         elif candidate.recipe.quantize is None:
             _check_student(candidate, own)
         if candidate.recipe.compile is not None:
@@ -113,31 +116,21 @@ def _reached(candidate: Candidate, exits: Sequence[Exit]) -> list[Graph]:
 
 def _check_student(candidate: Candidate, evaluation: EvaluationSet) -> None:
     """Compares a student's graph with its own module: the teacher answers otherwise."""
-    names = candidate.checkpoint.inputs
-    some = evaluation.rows.first(CHECKED_TEXTS)
-    theirs = run_all(torch_runner(candidate.checkpoint), some, names, f"{candidate.name} check")
-    ours = run_all(candidate.runner(leaving=False), some, names, f"{candidate.name} check")
-    _check_difference(candidate, max(float(abs(a - b).max()) for a, b in zip(theirs, ours, strict=True)))
+    _compare(candidate, evaluation, candidate.runner(leaving=False), torch_runner(candidate.checkpoint), EXPORTED)
 
 
 def _check_compiled(candidate: Candidate, evaluation: EvaluationSet) -> None:
     """Compares the compiled program with the graph."""
-    names = candidate.checkpoint.inputs
-    some = evaluation.rows.first(CHECKED_TEXTS)
     engine = load_engine("torch", candidate.graphs[0], EngineOptions())
-    ours = run_all(lambda feeds: engine.run(feeds)[0], some, names, f"{candidate.name} compiled")
-    theirs = run_all(candidate.runner(), some, names, f"{candidate.name} compiled")
-    difference = max(float(abs(a - b).max()) for a, b in zip(theirs, ours, strict=True))
-    if not difference <= FP32_TOLERANCE:
-        raise VerificationError(
-            f"{candidate.name}: the compiled program differs from the graph by {difference:.3g}, "
-            f"the limit is {FP32_TOLERANCE:g}"
-        )
+    _compare(candidate, evaluation, lambda feeds: engine.run(feeds)[0], candidate.runner(), COMPILED)
 
 
-def _check_difference(candidate: Candidate, difference: float) -> None:
+def _compare(candidate: Candidate, evaluation: EvaluationSet, ours: Runner, theirs: Runner, what: str) -> None:
+    some = evaluation.rows.first(CHECKED_TEXTS)
+    outputs = [run_all(run, some, candidate.checkpoint.inputs, f"{candidate.name} check") for run in (ours, theirs)]
+    _check_difference(candidate, max(float(abs(a - b).max()) for a, b in zip(*outputs, strict=True)), what)
+
+
+def _check_difference(candidate: Candidate, difference: float, what: str) -> None:
     if not difference <= FP32_TOLERANCE:
-        raise VerificationError(
-            f"{candidate.name}: the exported graph differs from PyTorch by {difference:.3g}, "
-            f"the limit is {FP32_TOLERANCE:g}"
-        )
+        raise VerificationError(f"{candidate.name}: {what} by {difference:.3g}, the limit is {FP32_TOLERANCE:g}")

@@ -152,11 +152,32 @@ def student_loss(
     with captured(Encoder(student), list(mapping)) as states:
         output = student(ids, mask)
     real = mask.bool()
-    flat = output[real] if teaching.per_token else output
-    loss = output_loss(flat, teaching.outputs_of(batch), checkpoint, temperature)
+    loss = answer_loss(output, real, teaching, batch, checkpoint, temperature)
     text = torch.arange(len(batch)).repeat_interleave(real.sum(1))
     hidden = [hidden_loss(states[layer][real], teaching.hidden_of(batch, of), text) for layer, of in mapping.items()]
-    loss = loss + HIDDEN_WEIGHT * torch.stack(hidden).mean()
+    return loss + HIDDEN_WEIGHT * torch.stack(hidden).mean()
+
+
+def answer_loss(
+    output: torch.Tensor,
+    real: torch.Tensor,
+    teaching: Teaching,
+    batch: Sequence[Lesson],
+    checkpoint: Checkpoint,
+    temperature: float,
+) -> torch.Tensor:
+    """Distance of one head's answer from the teacher's outputs, and from the labels where there are any.
+
+    Args:
+        output: of the head, [texts, …], or [texts, tokens, …] with padding.
+        real: BOOL [texts, tokens], false where there is padding.
+        teaching: what the teacher says of every text.
+        batch: some of its lessons.
+        checkpoint: the teacher, for its task.
+        temperature: softens both sides' distributions.
+    """
+    flat = output[real] if teaching.per_token else output
+    loss = output_loss(flat, teaching.outputs_of(batch), checkpoint, temperature)
     labelled = [row for row, lesson in enumerate(batch) if lesson.target is not None]
     if labelled:
         targets = [batch[row].target for row in labelled]

@@ -17,9 +17,8 @@ from torch import nn
 from millis_pipeline.architectures import Encoder
 from millis_pipeline.checkpoint import Checkpoint, CheckpointError
 from millis_pipeline.classifier import masked_mean
-from millis_pipeline.distill import LABELS_WEIGHT, output_loss
+from millis_pipeline.distill import answer_loss
 from millis_pipeline.examples import pad
-from millis_pipeline.finetune import target_loss
 from millis_pipeline.teacher import Lesson, Teaching, captured
 
 
@@ -160,16 +159,8 @@ def exit_loss(
     with captured(Encoder(model), [layer - 1 for layer in model.after]) as states:
         final = model(ids, mask)
     answers = [model.exit_logits(exit, states[layer - 1], mask) for exit, layer in enumerate(model.after)]
-    theirs, real = teaching.outputs_of(batch), mask.bool()
-    labelled = [row for row, lesson in enumerate(batch) if lesson.target is not None]
-    losses = []
-    for logits in (*answers, final):
-        loss = output_loss(logits[real] if teaching.per_token else logits, theirs, checkpoint, temperature)
-        if labelled:
-            targets = [batch[row].target for row in labelled]
-            share = len(labelled) / len(batch)
-            loss = loss + LABELS_WEIGHT * share * target_loss(logits[labelled], targets, checkpoint.multi_label)
-        losses.append(loss)
+    real = mask.bool()
+    losses = [answer_loss(logits, real, teaching, batch, checkpoint, temperature) for logits in (*answers, final)]
     return torch.stack(losses).mean()
 
 

@@ -52,11 +52,11 @@ def check_variants(variants: Sequence[VariantRecipe], folder: Path) -> None:
     """
     if any(variant.compile is not None for variant in variants):
         check_compiler()
-    trained = [variant for variant in variants if variant.trained or variant.trim is not None]
-    if not trained:
+    reshaped = [variant for variant in variants if variant.trained or variant.trim is not None]
+    if not reshaped:
         return
     depth = depth_of(folder)
-    for variant in trained:
+    for variant in reshaped:
         if variant.distill is not None:
             check_depth(taken_layers(variant.distill, depth), depth, variant.name)
         if variant.prune is not None:

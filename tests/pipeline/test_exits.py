@@ -12,11 +12,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
-    BertConfig,
     BertForTokenClassification,
-    DistilBertConfig,
-    PreTrainedConfig,
-    RobertaConfig,
     set_seed,
 )
 
@@ -33,15 +29,8 @@ from millis_server.manifest import read_manifest
 from millis_server.triton.backend.cascade import Stage
 from millis_server.triton.backend.engine import EngineOptions, load_engine
 from tests import tiny
+from tests.pipeline.architectures import ARCHITECTURES
 
-LABELS = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
-WIDE = {"vocab_size": 300, "pad_token_id": 0, "initializer_range": 0.3, **LABELS}
-SIZE = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
-ARCHITECTURES: dict[str, PreTrainedConfig] = {
-    "bert": BertConfig(**SIZE, **WIDE, max_position_embeddings=64),
-    "roberta": RobertaConfig(**SIZE, **WIDE, max_position_embeddings=66, type_vocab_size=1),
-    "distilbert": DistilBertConfig(dim=32, n_layers=4, n_heads=4, hidden_dim=64, **WIDE, max_position_embeddings=64),
-}
 WORDS = {"order": "buy", "fox": "animal", "Paris": "place", "Zürich": "place"}
 
 

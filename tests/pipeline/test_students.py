@@ -13,10 +13,6 @@ import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
-    BertConfig,
-    DistilBertConfig,
-    PreTrainedConfig,
-    RobertaConfig,
     set_seed,
 )
 
@@ -32,15 +28,8 @@ from millis_pipeline.students import Students, check_variants, training_texts
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.variants import Distill, Prune, VariantRecipe
 from tests import tiny
+from tests.pipeline.architectures import ARCHITECTURES, WIDE
 
-LABELS = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
-WIDE = {"vocab_size": 300, "pad_token_id": 0, "initializer_range": 0.3, **LABELS}
-SIZE = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
-ARCHITECTURES: dict[str, PreTrainedConfig] = {
-    "bert": BertConfig(**SIZE, **WIDE, max_position_embeddings=64),
-    "roberta": RobertaConfig(**SIZE, **WIDE, max_position_embeddings=66, type_vocab_size=1),
-    "distilbert": DistilBertConfig(dim=32, n_layers=4, n_heads=4, hidden_dim=128, **WIDE, max_position_embeddings=64),
-}
 WORDS = {"order": "buy", "fox": "animal", "Paris": "place"}
 TEXTS = [f"{word} {number} the" for number in range(16) for word in WORDS]
 SENTENCE = "Angela\tB-PER\nMerkel\tI-PER\nmet\tO\nTim\tB-PER\nin\tO\nParis\tB-LOC\n\n"
