@@ -123,8 +123,8 @@ def run_unpadded(
         for (feeds, row), length in zip(places, lengths, strict=True)
     ]
     outputs: list[Output] = [_NOT_RUN] * len(rows)
-    padding = np.zeros((len(rows), 1), np.int32)
-    layers = np.zeros((len(rows), 1), np.int32)
+    padding = [0] * len(rows)
+    layers = [0] * len(rows)
     going = list(range(len(rows)))
     for stage in stages:
         ran = _run_rows(
@@ -189,7 +189,7 @@ def _stack(rows: Sequence[NDArray[Any]], width: int) -> NDArray[Any]:
 
 
 def _regroup(
-    requests: Sequence[Feeds], outputs: Sequence[Output], padding: NDArray[np.int32], layers: NDArray[np.int32]
+    requests: Sequence[Feeds], outputs: Sequence[Output], padding: Sequence[int], layers: Sequence[int]
 ) -> list[Answer]:
     regrouped = []
     start = 0
@@ -205,5 +205,10 @@ def _regroup(
                 target[:kept] = row[:kept]
         else:
             whole = np.stack(rows)
-        regrouped.append(Answer(whole, padded if padded.any() else None, computed if computed.any() else None))
+        regrouped.append(Answer(whole, _column(padded), _column(computed)))
     return regrouped
+
+
+def _column(counts: Sequence[int]) -> NDArray[np.int32] | None:
+    """INT32 [texts, 1], or None where there is nothing to tell."""
+    return np.array(counts, np.int32)[:, None] if any(counts) else None
