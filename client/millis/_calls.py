@@ -20,7 +20,12 @@ from millis.v1 import inference_pb2 as pb
 from millis.v1 import models_pb2
 
 InferenceRequest: TypeAlias = (
-    pb.ClassifyTextRequest | pb.ClassifyTokensRequest | pb.EmbedTextRequest | pb.RankTextsRequest | pb.TokenizeRequest
+    pb.ClassifyTextRequest
+    | pb.ClassifyTokensRequest
+    | pb.EmbedTextRequest
+    | pb.RankTextsRequest
+    | pb.TokenizeRequest
+    | pb.GenerateTextRequest
 )
 M = TypeVar("M", bound=Message)
 
@@ -34,11 +39,11 @@ def classify(
 ) -> pb.ClassifyTextRequest:
     """The request of `classify`."""
     request = pb.ClassifyTextRequest()
-    _set_texts(request.texts, "texts", _many(texts))
+    set_texts(request.texts, "texts", _many(texts))
     if top_k is not None:
-        _set(request, "top_k", top_k)
+        set_field(request, "top_k", top_k)
     if min_score is not None:
-        _set(request, "min_score", min_score)
+        set_field(request, "min_score", min_score)
     if options:
         call_options(request, **options)
     return request
@@ -59,20 +64,20 @@ def tag(
         raise TypeError("give either texts or words")
     request = pb.ClassifyTokensRequest()
     if words is None:
-        _set_texts(request.texts, "texts", _many(texts))
+        set_texts(request.texts, "texts", _many(texts))
     elif is_one_word_list(words):
-        _set_texts(request.word_lists.add().words, "words", words)
+        set_texts(request.word_lists.add().words, "words", words)
     else:
         for index, each in enumerate(_iterable("words", words)):
-            _set_texts(request.word_lists.add().words, f"words[{index}]", each)
+            set_texts(request.word_lists.add().words, f"words[{index}]", each)
     if aggregation is not None:
         request.aggregation = _enums.AGGREGATIONS.number("aggregation", aggregation)
     if min_score is not None:
-        _set(request, "min_score", min_score)
+        set_field(request, "min_score", min_score)
     if include_tokens is not None:
-        _set(request, "include_tokens", include_tokens)
+        set_field(request, "include_tokens", include_tokens)
     if window_overlap is not None:
-        _set(request, "window_overlap", window_overlap)
+        set_field(request, "window_overlap", window_overlap)
     if options:
         call_options(request, **options)
     return request
@@ -88,11 +93,11 @@ def embed(
 ) -> pb.EmbedTextRequest:
     """The request of `embed`."""
     request = pb.EmbedTextRequest()
-    _set_texts(request.texts, "texts", _many(texts))
+    set_texts(request.texts, "texts", _many(texts))
     if normalize is not None:
-        _set(request, "normalize", normalize)
+        set_field(request, "normalize", normalize)
     if dimensions is not None:
-        _set(request, "dimensions", dimensions)
+        set_field(request, "dimensions", dimensions)
     if encoding is not None:
         request.encoding = _enums.ENCODINGS.number("encoding", encoding)
     if options:
@@ -105,10 +110,10 @@ def rank(
 ) -> pb.RankTextsRequest:
     """The request of `rank`. The documents are not asked back: the request itself still has them."""
     request = pb.RankTextsRequest()
-    _set(request, "query", query)
-    _set_texts(request.documents, "documents", documents)
+    set_field(request, "query", query)
+    set_texts(request.documents, "documents", documents)
     if top_k is not None:
-        _set(request, "top_k", top_k)
+        set_field(request, "top_k", top_k)
     if options:
         call_options(request, **options)
     return request
@@ -119,9 +124,9 @@ def tokenize(
 ) -> pb.TokenizeRequest:
     """The request of `tokenize`."""
     request = pb.TokenizeRequest()
-    _set_texts(request.texts, "texts", _many(texts))
+    set_texts(request.texts, "texts", _many(texts))
     if add_special_tokens is not None:
-        _set(request, "add_special_tokens", add_special_tokens)
+        set_field(request, "add_special_tokens", add_special_tokens)
     if options:
         call_options(request, **options)
     return request
@@ -145,27 +150,27 @@ def call_options(
     """Fills in what any request may ask for."""
     options = request.options
     if model is not None:
-        _set(request, "model", model)
+        set_field(request, "model", model)
     if version is not None:
-        _set(request, "version", version)
+        set_field(request, "version", version)
     if variant is not None:
-        _set(options.slo, "pin_variant", variant, "variant")
+        set_field(options.slo, "pin_variant", variant, "variant")
     if latency_target is not None:
         nanoseconds = round(seconds("latency_target", latency_target) * 1e9)
-        _set(options.slo.latency_target, "seconds", nanoseconds // 10**9, "latency_target")
+        set_field(options.slo.latency_target, "seconds", nanoseconds // 10**9, "latency_target")
         options.slo.latency_target.nanos = nanoseconds % 10**9
     if min_quality is not None:
-        _set(options.slo, "min_quality", min_quality)
+        set_field(options.slo, "min_quality", min_quality)
     if truncation is not None:
         options.truncation = _enums.TRUNCATIONS.number("truncation", truncation)
     if cache is not None:
         options.cache_policy = _enums.CACHE_POLICIES.number("cache", cache)
     if include_timing is not None:
-        _set(options, "include_timing", include_timing)
+        set_field(options, "include_timing", include_timing)
     if offset_unit is not None:
         options.offset_unit = _enums.OFFSET_UNITS.number("offset_unit", offset_unit)
     if client_request_id is not None:
-        _set(options, "client_request_id", client_request_id)
+        set_field(options, "client_request_id", client_request_id)
 
 
 def list_models(task: str | None) -> models_pb2.ListModelsRequest:
@@ -188,7 +193,7 @@ def named(message: M, **fields: object) -> M:
     """A request of the model API: fills the fields of `message` that are not None."""
     for field, value in fields.items():
         if value is not None:
-            _set(message, field, value)
+            set_field(message, field, value)
     return message
 
 
@@ -213,7 +218,7 @@ def seconds(field: str, value: Seconds) -> float:
     return value
 
 
-def _set(message: Message, field: str, value: object, argument: str | None = None) -> None:
+def set_field(message: Message, field: str, value: object, argument: str | None = None) -> None:
     """Sets a field, and names the argument when the value does not fit it."""
     name = argument or field
     if isinstance(value, bytes):  # protobuf takes bytes for text
@@ -228,7 +233,7 @@ def _set(message: Message, field: str, value: object, argument: str | None = Non
         raise TypeError(f"{name} cannot be a {type(value).__name__}: {value!r:.80}") from None
 
 
-def _set_texts(field: Any, name: str, texts: object) -> None:
+def set_texts(field: Any, name: str, texts: object) -> None:
     """Fills a repeated string field, and names the element that does not fit."""
     texts = tuple(_iterable(name, texts))
     for index, text in enumerate(texts):
@@ -251,7 +256,7 @@ def _many(texts: object) -> object:
 
 def _iterable(name: str, values: object) -> Iterable[Any]:
     if isinstance(values, (str, bytes, bytearray, Mapping)) or not isinstance(values, Iterable):
-        expected = "a str or a list of str" if name == "texts" else "a list of str"
+        expected = "a str or a list of str" if name in ("texts", "stop") else "a list of str"
         raise TypeError(f"{name} must be {expected}, not {type(values).__name__}")
     return values
 

@@ -15,6 +15,8 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 """Where `millis serve` listens unless told otherwise."""
 DEFAULT_TIMEOUT_S = 30.0
 """Long enough for a thousand texts on two cores; a call without a limit can hang for ever."""
+GENERATE_TIMEOUT_S = 120.0
+"""For generate: a thousand tokens or more, at the tens a second of a small model on a CPU, and the wait for a place."""
 LOAD_TIMEOUT_S = 300.0
 """For load and unload, which answer when the work is done: loading, warming, draining."""
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024

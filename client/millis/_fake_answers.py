@@ -60,7 +60,7 @@ def classify(request: pb.ClassifyTextRequest) -> pb.ClassifyTextResponse:
         labels = [pb.LabelScore(label=label, score=score) for score, label in scores[: top_k or None]]
         results.append(pb.TextClassification(labels=[each for each in labels if each.score >= request.min_score]))
     return pb.ClassifyTextResponse(
-        results=results, info=_info(request.model, request.version, request.options, request.texts)
+        results=results, info=response_info(request.model, request.version, request.options, request.texts)
     )
 
 
@@ -82,7 +82,7 @@ def tag(request: pb.ClassifyTokensRequest) -> pb.ClassifyTokensResponse:
                     entity.first_word = entity.last_word = index
         results.append(result)
     return pb.ClassifyTokensResponse(
-        results=results, info=_info(request.model, request.version, request.options, texts)
+        results=results, info=response_info(request.model, request.version, request.options, texts)
     )
 
 
@@ -101,7 +101,7 @@ def embed(request: pb.EmbedTextRequest) -> pb.EmbedTextResponse:
         results=results,
         dimensions=dimensions,
         encoding=encoding,
-        info=_info(request.model, request.version, request.options, request.texts),
+        info=response_info(request.model, request.version, request.options, request.texts),
     )
 
 
@@ -123,7 +123,7 @@ def rank(request: pb.RankTextsRequest) -> pb.RankTextsResponse:
             for score, index in scored[: request.top_k or None]
         ],
         score_type=pb.SCORE_TYPE_PROBABILITY,
-        info=_info(request.model, request.version, request.options, request.documents),
+        info=response_info(request.model, request.version, request.options, request.documents),
     )
 
 
@@ -135,7 +135,7 @@ def tokenize(request: pb.TokenizeRequest) -> pb.TokenizeResponse:
     for text in request.texts:
         tokens = [
             pb.Token(
-                id=1000 + zlib.crc32(word[0].encode()) % 29000,
+                id=token_id(word[0]),
                 text=word[0],
                 span=_span(text, word.start(), word.end(), unit),
             )
@@ -149,8 +149,13 @@ def tokenize(request: pb.TokenizeRequest) -> pb.TokenizeResponse:
     return pb.TokenizeResponse(
         results=results,
         max_tokens=MAX_TOKENS,
-        info=_info(request.model, request.version, request.options, request.texts),
+        info=response_info(request.model, request.version, request.options, request.texts),
     )
+
+
+def token_id(word: str) -> int:
+    """Number of a word in the vocabulary."""
+    return 1000 + zlib.crc32(word.encode()) % 29000
 
 
 def _digest(text: str) -> bytes:
@@ -181,7 +186,10 @@ def _span(text: str, start: int, end: int, unit: types_pb2.OffsetUnit.ValueType)
     return types_pb2.Span(start=start, end=end, unit=unit)
 
 
-def _info(model: str, version: str, options: types_pb2.RequestOptions, texts: Iterable[str]) -> types_pb2.ResponseInfo:
+def response_info(
+    model: str, version: str, options: types_pb2.RequestOptions, texts: Iterable[str]
+) -> types_pb2.ResponseInfo:
+    """Who answers, and a token for each word beside two special ones."""
     texts = list(texts)
     info = types_pb2.ResponseInfo(
         client_request_id=options.client_request_id,

@@ -42,7 +42,7 @@ def classifications(
     request: pb.ClassifyTextRequest, response: pb.ClassifyTextResponse, *, one: bool
 ) -> Classification | Results[Classification]:
     """The result of `classify`: one Classification, or Results of them."""
-    info = _info(response.info)
+    info = call_info(response.info)
     items = tuple(
         Classification(tuple(Label(each.label, each.score) for each in result.labels), info)
         for result in response.results
@@ -54,7 +54,7 @@ def token_classifications(
     request: pb.ClassifyTokensRequest, response: pb.ClassifyTokensResponse, *, one: bool
 ) -> TokenClassification | Results[TokenClassification]:
     """The result of `tag`: one TokenClassification, or Results of them."""
-    info = _info(response.info)
+    info = call_info(response.info)
     items = tuple(
         TokenClassification(
             tuple(_entity(each) for each in result.entities),
@@ -71,16 +71,16 @@ def embeddings(
     request: pb.EmbedTextRequest, response: pb.EmbedTextResponse, *, one: bool
 ) -> Embedding | Results[Embedding]:
     """The result of `embed`: one Embedding, or Results of them."""
-    info = _info(response.info)
+    info = call_info(response.info)
     encoding = _enums.ENCODINGS.name(response.encoding)
     dimensions = response.dimensions
     bits = _BITS_PER_VALUE.get(encoding)
     if bits is None:
-        raise _bug(f"vectors in the encoding {encoding}, which this SDK does not know")
+        raise gateway_bug(f"vectors in the encoding {encoding}, which this SDK does not know")
     size = math.ceil(dimensions * bits / 8)
     for result in response.results:
         if len(result.data) != size:
-            raise _bug(f"a vector of {len(result.data)} bytes; {dimensions} dimensions as {encoding} are {size}")
+            raise gateway_bug(f"a vector of {len(result.data)} bytes; {dimensions} dimensions as {encoding} are {size}")
     items = tuple(Embedding(result.data, encoding, dimensions, result.scale, info) for result in response.results)
     return _delivered(items, info, one, len(request.texts))
 
@@ -90,10 +90,10 @@ def ranking(request: pb.RankTextsRequest, response: pb.RankTextsResponse) -> Ran
     documents = request.documents
     for result in response.results:
         if result.index >= len(documents):
-            raise _bug(f"document {result.index} of {len(documents)}")
+            raise gateway_bug(f"document {result.index} of {len(documents)}")
     return Ranking(
         tuple(Ranked(each.index, each.score, documents[each.index]) for each in response.results),
-        _info(response.info),
+        call_info(response.info),
         _enums.SCORE_TYPES.name(response.score_type),
     )
 
@@ -102,7 +102,7 @@ def tokenizations(
     request: pb.TokenizeRequest, response: pb.TokenizeResponse, *, one: bool
 ) -> Tokenization | Results[Tokenization]:
     """The result of `tokenize`: one Tokenization, or Results of them."""
-    info = _info(response.info)
+    info = call_info(response.info)
     items = tuple(
         Tokenization(
             tuple(Token(each.id, each.text, _span(each.span), each.special) for each in result.tokens),
@@ -116,24 +116,30 @@ def tokenizations(
 
 def _delivered(items: tuple[T, ...], info: Info, one: bool, count: int) -> T | Results[T]:
     if len(items) != count:
-        raise _bug(f"{len(items)} results for {count} inputs")
+        raise gateway_bug(f"{len(items)} results for {count} inputs")
     return items[0] if one else Results(items, info)
 
 
-def _bug(what: str) -> InternalError:
+def gateway_bug(what: str) -> InternalError:
+    """The error of an answer that the API does not allow."""
     return InternalError(f"the gateway answered {what}. This is a bug in the gateway.")
 
 
-def _info(info: types_pb2.ResponseInfo) -> Info:
+def call_info(info: types_pb2.ResponseInfo) -> Info:
+    """How a response was made."""
     served_by = info.served_by
     return Info(
         ServedBy(served_by.model, served_by.version, served_by.variant, served_by.degraded, served_by.reason),
-        Usage(info.usage.inputs, info.usage.tokens, info.usage.padded_tokens, info.usage.layers),
+        _usage(info.usage),
         _timing(info.timing) if info.HasField("timing") else None,
         _enums.CACHE_STATUSES.name(info.cache_status),
         tuple(info.truncated_inputs),
         info.client_request_id,
     )
+
+
+def _usage(usage: types_pb2.Usage) -> Usage:
+    return Usage(usage.inputs, usage.tokens, usage.padded_tokens, usage.layers, usage.generated_tokens)
 
 
 def _timing(timing: types_pb2.Timing) -> Timing:

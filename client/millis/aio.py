@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar, Unpack, overload
+from typing import Self, TypeVar, Unpack, overload
 
 import grpc
 from grpc import aio
 
-from millis import _calls, _catalog, _channel, _results
+from millis import _calls, _catalog, _channel, _generation, _results
+from millis._aio_connection import Connection, connect
 from millis._channel import KeepAliveConfig, RetryConfig, TlsConfig
 from millis.catalog import Model, ModelChange
 from millis.errors import (
@@ -21,9 +22,12 @@ from millis.errors import (
     UnavailableError,
     from_rpc_error,
 )
+from millis.generation import Prompt
+from millis.generation_stream import AsyncGenerationStream
 from millis.options import (
     ClassifyOptions,
     EmbedOptions,
+    GenerateOptions,
     RankOptions,
     Seconds,
     TagOptions,
@@ -34,23 +38,9 @@ from millis.options import (
 )
 from millis.types import Classification, Embedding, Ranking, Results, TokenClassification, Tokenization
 from millis.v1 import models_pb2
-from millis.v1.inference_pb2_grpc import InferenceServiceStub
-from millis.v1.models_pb2_grpc import ModelServiceStub
-
-if TYPE_CHECKING:  # these two exist for type checkers only
-    from millis.v1.inference_pb2_grpc import InferenceServiceAsyncStub
-    from millis.v1.models_pb2_grpc import ModelServiceAsyncStub
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
-
-
-class _Connection(NamedTuple):
-    loop: asyncio.AbstractEventLoop
-    channel: aio.Channel
-    inference: InferenceServiceAsyncStub
-    models: ModelServiceAsyncStub
-    health: aio.UnaryUnaryMultiCallable[bytes, bytes]
 
 
 class AsyncClient:
@@ -61,7 +51,8 @@ class AsyncClient:
     loop any number of tasks share it. Code without a loop uses `Client`.
     Forks: make the first call after the fork. One that was in use before must not be used in the child.
 
-    Connection, retries, arguments, results and errors are those of `millis.Client`; every method is awaited.
+    Connection, retries, arguments, results and errors are those of `millis.Client`; every method is awaited, but
+    for `generate`, whose stream is.
     Cancelling the task cancels its call at the gateway.
 
         async with millis.AsyncClient("gateway:50051") as client:
@@ -91,7 +82,7 @@ class AsyncClient:
         self._timeout_s = None if timeout is None else _calls.seconds("timeout", timeout)
         self._metadata = tuple((key.lower(), value) for key, value in (metadata or {}).items())
         self._closed = False
-        self._connected: _Connection | None = None
+        self._connected: Connection | None = None
         self.models = AsyncModels(self)
 
     @property
@@ -166,6 +157,29 @@ class AsyncClient:
         response = await self._call(self._connection().inference.Tokenize, request, options.get("timeout"))
         return _results.tokenizations(request, response, one=isinstance(texts, str))
 
+    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncGenerationStream:
+        """Goes on from a prompt or a conversation, and streams the text as it is made.
+
+        Args:
+            prompt: plain text; or a conversation, as a list of `Message` or of dicts with `role` and `content`; or
+                a list of token ids.
+            options: see `millis.options.GenerateOptions`.
+
+        Returns:
+            The stream, whose call is under way. Iterate over it, or ask for its whole `text()`, awaited; use it in
+            an `async with` block, so that leaving early ends the call at the gateway.
+
+        Raises:
+            InvalidArgumentError: an argument cannot be sent. What the gateway refuses, and every later failure,
+                comes out of the stream.
+            ClientClosedError: the client was closed before.
+        """
+        connection = self._connection()
+        request = _generation.request(prompt, **options)
+        timeout_s = _generation.timeout_s(options.get("timeout"), self._timeout_s)
+        call = connection.inference.GenerateText(request, timeout=timeout_s, metadata=self._metadata)
+        return AsyncGenerationStream(call, self._target, timeout_s)
+
     async def wait_ready(self, timeout: Seconds = _channel.DEFAULT_TIMEOUT_S) -> None:
         """Returns as soon as the gateway says (over grpc.health.v1) that it serves.
 
@@ -192,13 +206,13 @@ class AsyncClient:
         if self._connected is not None:
             await self._connected.channel.close()
 
-    def _connection(self) -> _Connection:
+    def _connection(self) -> Connection:
         """The channel and its stubs; made at the first call, for grpc.aio binds them to the running loop."""
         if self._closed:
             raise ClientClosedError("this client is closed")
         loop = asyncio.get_running_loop()
         if self._connected is None:
-            self._connected = _connect(self._config, loop)
+            self._connected = connect(self._config, loop)
         elif self._connected.loop is not loop:
             raise RuntimeError("this AsyncClient belongs to another event loop; make one for each loop")
         return self._connected
@@ -233,21 +247,6 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _connect(config: _channel.ChannelConfig, loop: asyncio.AbstractEventLoop) -> _Connection:
-    credentials = config.credentials()
-    if credentials is None:
-        channel = aio.insecure_channel(config.target, config.options)
-    else:
-        channel = aio.secure_channel(config.target, credentials, config.options)
-    return _Connection(
-        loop,
-        channel,
-        InferenceServiceStub(channel),
-        ModelServiceStub(channel),
-        channel.unary_unary(_channel.HEALTH_METHOD),
-    )
 
 
 class AsyncModels:

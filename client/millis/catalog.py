@@ -89,10 +89,10 @@ class Model:
 
     name: str
     task: str
-    """`text-classification`, `token-classification`, `embedding` or `cross-encoder`."""
+    """`text-classification`, `token-classification`, `embedding`, `cross-encoder` or `text-generation`."""
     variants: tuple[ModelVariant, ...]
     labels: tuple[str, ...]
-    """In the order of the model's outputs; empty for embeddings and ranking."""
+    """In the order of the model's outputs; empty for embeddings, ranking and generation."""
     multi_label: bool
     """Whether a text can have several labels."""
     max_tokens: int

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Never
 
 import millis
-from millis import cli_bench, cli_commands
-from millis._channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, TARGET_ENV
+from millis import cli_bench, cli_commands, cli_generate
+from millis._channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, GENERATE_TIMEOUT_S, TARGET_ENV
 from millis.cli_input import InputError
 from millis.errors import MillisError
 
@@ -94,14 +94,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (_, _, help_) in _EXTRAS.items():
         commands.add_parser(name, help=help_)
-    connection, inference = _connection_options(), _inference_options()
-    cli_commands.add_inference_commands(commands, [connection, inference])
+    connection, model, inputs = _connection_options(DEFAULT_TIMEOUT_S), _model_options(), _input_options()
+    cli_commands.add_inference_commands(commands, [connection, model, inputs])
+    cli_generate.add_command(commands, [_connection_options(GENERATE_TIMEOUT_S), model])
     cli_commands.add_models_command(commands, [connection])
-    cli_bench.add_command(commands, [connection, inference])
+    cli_bench.add_command(commands, [connection, model, inputs])
     return parser
 
 
-def _connection_options() -> argparse.ArgumentParser:
+def _connection_options(timeout_s: float) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group("connection and output")
     group.add_argument(
@@ -110,17 +111,17 @@ def _connection_options() -> argparse.ArgumentParser:
     group.add_argument(
         "--timeout",
         type=_positive_float,
-        default=DEFAULT_TIMEOUT_S,
+        default=timeout_s,
         metavar="SECONDS",
         help="limit of each call (default: %(default)g)",
     )
     group.add_argument("--tls", action="store_true", help="encrypt the connection")
     group.add_argument("--tls-ca", metavar="FILE", help="PEM file of the authorities to trust; implies --tls")
-    group.add_argument("--json", action="store_true", help="JSON lines instead of a table")
+    group.add_argument("--json", action="store_true", help="JSON lines instead of text for people")
     return options
 
 
-def _inference_options() -> argparse.ArgumentParser:
+def _model_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group("model")
     group.add_argument("--model", help="logical model name (default: the default model of the task)")
@@ -130,6 +131,12 @@ def _inference_options() -> argparse.ArgumentParser:
         "--latency-target", type=_positive_float, metavar="SECONDS", help="time in which you hope for the answer"
     )
     group.add_argument("--min-quality", type=float, metavar="SCORE", help="lowest measured quality, 0 to 1")
+    return options
+
+
+def _input_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    group = options.add_argument_group("model")  # argparse joins groups of one name
     group.add_argument(
         "--cache",
         choices=["default", "bypass", "refresh"],

@@ -44,17 +44,20 @@ def open_client(kind: Callable[..., C], options: argparse.Namespace) -> C:
         raise InputError(str(error)) from error
 
 
-def call_options(options: argparse.Namespace) -> CallOptions:
-    """The options that every inference command has."""
+def model_options(options: argparse.Namespace) -> CallOptions:
+    """The options that say which model answers."""
     return {
         "model": options.model,
         "version": options.model_version,
         "variant": options.variant,
         "latency_target": options.latency_target,
         "min_quality": options.min_quality,
-        "truncation": options.truncation,
-        "cache": options.cache,
     }
+
+
+def call_options(options: argparse.Namespace) -> CallOptions:
+    """The options of every inference command that takes texts and returns results."""
+    return {**model_options(options), "truncation": options.truncation, "cache": options.cache}
 
 
 def add_inference_commands(commands: Commands, parents: Parents) -> None:
@@ -178,7 +181,7 @@ def add_models_command(commands: Commands, parents: Parents) -> None:
         metavar="ACTION", required=True
     )
     parser = actions.add_parser("list", parents=parents, help="all models")
-    tasks = ["text-classification", "token-classification", "embedding", "cross-encoder"]
+    tasks = ["text-classification", "token-classification", "embedding", "cross-encoder", "text-generation"]
     parser.add_argument("--task", choices=tasks, help="only models of this task")
     parser.set_defaults(run=list_models)
     for name, help_ in (

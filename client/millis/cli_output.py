@@ -74,10 +74,14 @@ def _variant_row(variant: Any) -> list[str]:
     return [name, variant.state, variant.version or "-", quality, size, variant.reason]
 
 
-def visible(text: str) -> str:
-    """The text with control characters written out: a text must not steer the terminal or break the table."""
+def visible(text: str, keep: str = "") -> str:
+    """The text with control characters written out, but for those in `keep`.
+
+    A text must not steer the terminal or break the table.
+    """
+    kept = _KEPT + keep
     return "".join(
-        each if each.isprintable() or each in _KEPT else each.encode("unicode_escape").decode() for each in text
+        each if each.isprintable() or each in kept else each.encode("unicode_escape").decode() for each in text
     )
 
 

@@ -9,13 +9,16 @@ from typing import Self, TypeVar, Unpack, overload
 
 import grpc
 
-from millis import _calls, _catalog, _channel, _results
+from millis import _calls, _catalog, _channel, _generation, _results
 from millis._channel import KeepAliveConfig, RetryConfig, TlsConfig
 from millis.catalog import Model, ModelChange
 from millis.errors import ClientClosedError, DeadlineExceededError, UnavailableError, from_rpc_error
+from millis.generation import Prompt
+from millis.generation_stream import GenerationStream
 from millis.options import (
     ClassifyOptions,
     EmbedOptions,
+    GenerateOptions,
     RankOptions,
     Seconds,
     TagOptions,
@@ -47,13 +50,15 @@ class Client:
             print(client.classify("I want my money back").label)
 
     Every inference method takes one text and returns one result, or takes a list and returns `Results` in the
-    same order. `millis.options` explains their keyword arguments. A call that fails raises a
-    `millis.StatusError` (the tree is in `millis.errors`); arguments of a wrong type raise TypeError.
+    same order; only `generate` takes one prompt and returns a stream. `millis.options` explains their keyword
+    arguments. A call that fails raises a `millis.StatusError` (the tree is in `millis.errors`); arguments of a
+    wrong type raise TypeError.
 
     Args:
         target: address of the gateway, `host:port`. Default: the environment's `MILLIS_TARGET`, else
             `127.0.0.1:50051`.
         timeout: limit of every call that states none, in seconds or as a timedelta; None for no limit.
+            `generate` has at least 120 s, `models.load` and `models.unload` have 300 s.
         tls: True for an encrypted connection trusting gRPC's own authorities, or a `TlsConfig`.
         metadata: sent with every call, for example `{"authorization": "Bearer …"}`.
         retry: how UNAVAILABLE is retried.
@@ -159,6 +164,30 @@ class Client:
         request = _calls.tokenize(texts, **options)
         response = self._call(self._inference.Tokenize, request, options.get("timeout"))
         return _results.tokenizations(request, response, one=isinstance(texts, str))
+
+    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> GenerationStream:
+        """Goes on from a prompt or a conversation, and streams the text as it is made.
+
+        Args:
+            prompt: plain text; or a conversation, as a list of `Message` or of dicts with `role` and `content`; or
+                a list of token ids.
+            options: see `millis.options.GenerateOptions`.
+
+        Returns:
+            The stream, whose call is under way. Iterate over it, or ask for its whole `text()`; use it in
+            a `with` block, so that leaving early ends the call at the gateway.
+
+        Raises:
+            InvalidArgumentError: an argument cannot be sent. What the gateway refuses, and every later failure,
+                comes out of the stream.
+            ClientClosedError: the client was closed before.
+        """
+        if self._closed:
+            raise ClientClosedError("this client is closed")
+        request = _generation.request(prompt, **options)
+        timeout_s = _generation.timeout_s(options.get("timeout"), self._timeout_s)
+        call = self._inference.GenerateText(request, timeout=timeout_s, metadata=self._metadata)
+        return GenerationStream(call, self._target, timeout_s)
 
     def wait_ready(self, timeout: Seconds = _channel.DEFAULT_TIMEOUT_S) -> None:
         """Returns as soon as the gateway says (over grpc.health.v1) that it serves.

@@ -167,7 +167,7 @@ class UnavailableError(StatusError):
 
 
 class RequestCancelledError(StatusError):
-    """The call was cancelled by the gateway, or by closing the client."""
+    """The call was cancelled by the gateway, by closing the client, or by `cancel` of a stream."""
 
     code = grpc.StatusCode.CANCELLED
 
@@ -228,7 +228,7 @@ def _explain(code: grpc.StatusCode, message: str, target: str, timeout_s: float 
     if code is grpc.StatusCode.UNAVAILABLE:
         return f"the gateway at {target} cannot be reached: {message}"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and timeout_s is not None:
-        return f"the gateway at {target} gave no answer within the timeout of {timeout_s:g} s"
+        return f"the gateway at {target} gave no full answer within the timeout of {timeout_s:g} s"
     return message
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
+
+from millis.generation import Sampling
 
 Seconds: TypeAlias = float | timedelta
 Aggregation: TypeAlias = Literal["first", "average", "max", "simple", "none"]
@@ -15,7 +17,9 @@ Encoding: TypeAlias = Literal["float32", "float16", "int8", "binary"]
 OffsetUnit: TypeAlias = Literal["code_point", "utf8_byte", "utf16_code_unit"]
 Truncation: TypeAlias = Literal["end", "start", "error"]
 CachePolicy: TypeAlias = Literal["default", "bypass", "refresh"]
-Task: TypeAlias = Literal["text-classification", "token-classification", "embedding", "cross-encoder"]
+Task: TypeAlias = Literal[
+    "text-classification", "token-classification", "embedding", "cross-encoder", "text-generation"
+]
 Words: TypeAlias = list[str] | tuple[str, ...]
 """One text, split into words."""
 WordLists: TypeAlias = Sequence[Words]
@@ -94,3 +98,33 @@ class TokenizeOptions(CallOptions, total=False):
 
     add_special_tokens: bool | None
     """Whether special tokens such as `[CLS]` are added. Default: True."""
+
+
+class GenerateOptions(CallOptions, total=False):
+    """Keyword arguments of `generate`.
+
+    Of those that every method takes, `truncation`, `cache` and `offset_unit` mean nothing here: a prompt that is too
+    long is always refused, and nothing is cached but the work on common beginnings of prompts, which changes no
+    answer. Default of `timeout`: 120 s, or the client's where that is longer.
+    """
+
+    sampling: Sampling | None
+    """How tokens are chosen. Default: greedy, always the most likely one."""
+    max_tokens: int | None
+    """Most tokens to generate for each answer, at least 1. Default: the model's own, or what is left of its context."""
+    stop: str | Sequence[str] | None
+    """Text, or up to 16 texts, at which an answer ends; it is never part of the answer. Default: none."""
+    logprobs: bool | None
+    """Whether every token comes with the logarithm of its probability. Default: False."""
+    n: int | None
+    """Number of answers to draw, up to 16. Above 1 each comes whole, in one delta, when all are ready. Default: 1."""
+    beams: int | None
+    """Number of beams of a beam search, up to 16; not together with a temperature. Default: no beam search."""
+    json_schema: str | dict[str, Any] | None
+    """A JSON Schema, as JSON or as a dict, that the answer obeys. At most one of this, `regex` and `choices`."""
+    regex: str | None
+    """A regular expression that the whole answer matches."""
+    choices: Sequence[str] | None
+    """Texts of which the answer is one."""
+    ignore_eos: bool | None
+    """Whether exactly `max_tokens` are generated, past the model's own end (for measurements). Default: False."""

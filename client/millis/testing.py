@@ -15,45 +15,42 @@ Without a script every call is answered in full form from the text alone, so equ
 A script is a queue of steps for one RPC; each call takes the next one, and when none is left the default
 answer comes back. A step is a response message of `millis.v1`, a `FakeError`, or a function from the request
 message to either of them (which may also sleep, to make a deadline pass).
+
+A step of GenerateText is a `FakeError` or the messages of a stream, the last of which may be a `FakeError` too:
+`generated("Hello", " world")`, or a generator function from the request, which may wait between two messages.
+Without a script the words of the prompt come back, one by one. `max_tokens`, `stop`, `n`, `choices`, `logprobs` and
+`ignore_eos` are obeyed; `json_schema` and `regex` are not.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Never, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from millis import _channel, _fake_answers
-from millis.errors import STATUS_DETAILS_KEY
+from millis import _channel, _fake_answers, _fake_generation
+from millis._fake_errors import DOMAIN, FakeError, abort
+from millis._fake_models import FakeModels
 from millis.v1 import inference_pb2 as pb
-from millis.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc, types_pb2
+from millis.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc
 
-DOMAIN = "millis.dev"
-"""`ErrorInfo.domain` of the gateway's errors."""
-
-
-@dataclass(frozen=True, slots=True)
-class FakeError:
-    """A status to answer with, and its `google.rpc` details; those left empty are not sent."""
-
-    code: grpc.StatusCode
-    message: str = "scripted by the test"
-    reason: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
-    field_violations: dict[str, str] = field(default_factory=dict)
-    """Description by field."""
-    retry_after: float | None = None
-    """Seconds."""
-    resource_type: str = ""
-    resource_name: str = ""
+__all__ = [
+    "DOMAIN",
+    "Answer",
+    "FakeError",
+    "FakeGateway",
+    "RecordedRequest",
+    "Step",
+    "classified",
+    "generated",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +65,15 @@ class RecordedRequest:
     """Metadata of the call, gRPC's own `user-agent` included."""
     time_left: float | None
     """Seconds until its deadline at arrival; None when it has none."""
+    cancelled: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
+    """Set when the caller left a GenerateText before its end, or its deadline passed. Wait for it: the news needs a
+    moment to arrive."""
 
 
 _FOR_EVER_S = 1e9
 """grpc tells some calls without a deadline by 292 years."""
 
-Answer: TypeAlias = Message | FakeError
+Answer: TypeAlias = Message | FakeError | Iterable[Message | FakeError]
 Step: TypeAlias = Answer | Callable[[Any], Answer]
 
 
@@ -81,6 +81,11 @@ def classified(*labels: str) -> pb.ClassifyTextResponse:
     """A response to ClassifyText, one label for each text of the request, each with score 1."""
     results = [pb.TextClassification(labels=[pb.LabelScore(label=label, score=1.0)]) for label in labels]
     return pb.ClassifyTextResponse(results=results)
+
+
+def generated(*texts: str) -> list[pb.GenerateTextResponse]:
+    """The stream of a GenerateText that ends by itself: a delta, of one token, for each text."""
+    return list(_fake_generation.stream(pb.GenerateTextRequest(), texts, pb.FINISH_REASON_STOP))
 
 
 class FakeGateway:
@@ -108,7 +113,7 @@ class FakeGateway:
         # A thread for each call under way: a watch holds its thread until it ends.
         self._server = grpc.server(ThreadPoolExecutor(max_workers=64, thread_name_prefix="fake-gateway"))
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(_FakeInference(self), self._server)
-        models_pb2_grpc.add_ModelServiceServicer_to_server(_FakeModels(self), self._server)
+        models_pb2_grpc.add_ModelServiceServicer_to_server(FakeModels(self), self._server)
         health: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._health)
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": health}),)
@@ -164,19 +169,46 @@ class FakeGateway:
     ) -> Any:
         """Records a request and takes the next step of its script."""
         self._record(method, request, context)
+        return self._next_answer(method, request, context, default)
+
+    def _next_answer(
+        self, method: str, request: Any, context: grpc.ServicerContext, default: Callable[[Any], Answer]
+    ) -> Any:
         script = self._scripts[method]
         step: Step = script.popleft() if script else default
-        answer = step if isinstance(step, (Message, FakeError)) else step(request)
+        answer = step(request) if callable(step) else step
         if isinstance(answer, FakeError):
-            _abort(context, answer)
+            abort(context, answer)
         return answer
 
-    def _record(self, method: str, request: Any, context: grpc.ServicerContext) -> None:
+    def _stream(self, request: pb.GenerateTextRequest, context: grpc.ServicerContext) -> Iterator[Any]:
+        """Answers a GenerateText, and notes when its caller leaves."""
+        recorded, ended = self._record("GenerateText", request, context), threading.Event()
+
+        def note() -> None:
+            if not ended.is_set():
+                recorded.cancelled.set()
+
+        if not context.add_callback(note):
+            note()  # it has ended already
+        try:
+            for message in self._next_answer("GenerateText", request, context, _fake_generation.generate):
+                if isinstance(message, FakeError):
+                    abort(context, message)
+                yield message
+        except Exception:  # an abort, or a fault of the script: the caller is still there
+            ended.set()
+            raise
+        ended.set()
+
+    def _record(self, method: str, request: Any, context: grpc.ServicerContext) -> RecordedRequest:
         metadata = dict(context.invocation_metadata())
         left: float | None = context.time_remaining()
         if left is not None and left > _FOR_EVER_S:
             left = None
-        self.requests.append(RecordedRequest(method, request, metadata, left))
+        recorded = RecordedRequest(method, request, metadata, left)
+        self.requests.append(recorded)
+        return recorded
 
     def _watch(self, name: str, context: grpc.ServicerContext) -> Iterator[models_pb2.WatchModelsResponse]:
         """Every model, then what changes, until the caller or the gateway goes."""
@@ -218,60 +250,8 @@ class _FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
         return self._gateway._answer("Tokenize", request, context, _fake_answers.tokenize)
 
-
-class _FakeModels(models_pb2_grpc.ModelServiceServicer):
-    def __init__(self, gateway: FakeGateway) -> None:
-        self._gateway = gateway
-
-    def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._gateway._answer("ListModels", request, context, self._list)
-
-    def GetModel(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._gateway._answer("GetModel", request, context, self._get)
-
-    def LoadModel(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._gateway._answer("LoadModel", request, context, self._load)
-
-    def UnloadModel(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._gateway._answer("UnloadModel", request, context, self._unload)
-
-    def WatchModels(self, request: Any, context: Any) -> Any:  # noqa: N802
-        self._gateway._record("WatchModels", request, context)
-        return self._gateway._watch(request.name, context)
-
-    def _list(self, request: models_pb2.ListModelsRequest) -> Answer:
-        """Pages whose token is the name of the first model on them."""
-        names = sorted(
-            name
-            for name, model in self._gateway.models.items()
-            if name >= request.page_token and request.task in (types_pb2.TASK_UNSPECIFIED, model.task)
-        )
-        size = request.page_size or 100
-        models = [self._gateway.models[name] for name in names[:size]]
-        return models_pb2.ListModelsResponse(models=models, next_page_token=names[size] if len(names) > size else "")
-
-    def _get(self, request: models_pb2.GetModelRequest) -> Answer:
-        model = self._gateway.models.get(request.name)
-        return models_pb2.GetModelResponse(model=model) if model else _unknown(request.name)
-
-    def _load(self, request: models_pb2.LoadModelRequest) -> Answer:
-        model = self._turn(request.name, models_pb2.VARIANT_STATE_READY)
-        return models_pb2.LoadModelResponse(model=model) if model else _unknown(request.name)
-
-    def _unload(self, request: models_pb2.UnloadModelRequest) -> Answer:
-        model = self._turn(request.name, models_pb2.VARIANT_STATE_UNLOADED)
-        return models_pb2.UnloadModelResponse(model=model) if model else _unknown(request.name)
-
-    def _turn(self, name: str, state: models_pb2.VariantState.ValueType) -> models_pb2.Model | None:
-        model = self._gateway.models.get(name)
-        if model is None:
-            return None
-        turned = models_pb2.Model()
-        turned.CopyFrom(model)
-        for variant in turned.variants:
-            variant.state = state
-        self._gateway.publish(turned)
-        return turned
+    def GenerateText(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._gateway._stream(request, context)
 
 
 _SCRIPTABLE = sorted(
@@ -279,37 +259,5 @@ _SCRIPTABLE = sorted(
     for file in (pb.DESCRIPTOR, models_pb2.DESCRIPTOR)
     for service in file.services_by_name.values()
     for method in service.methods
-    if not method.server_streaming
+    if method.name != "WatchModels"
 )
-
-
-def _unknown(name: str) -> FakeError:
-    return FakeError(
-        grpc.StatusCode.NOT_FOUND,
-        f"model {name!r} is unknown",
-        reason="MODEL_NOT_FOUND",
-        resource_type="model",
-        resource_name=name,
-    )
-
-
-def _abort(context: grpc.ServicerContext, error: FakeError) -> Never:
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
-    if error.field_violations:
-        bad_request = error_details_pb2.BadRequest()
-        for name, description in error.field_violations.items():
-            bad_request.field_violations.add(field=name, description=description)
-        details.append(bad_request)
-    if error.retry_after is not None:
-        retry_info = error_details_pb2.RetryInfo()
-        retry_info.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))
-        details.append(retry_info)
-    if error.resource_type or error.resource_name:
-        details.append(
-            error_details_pb2.ResourceInfo(resource_type=error.resource_type, resource_name=error.resource_name)
-        )
-    status = status_pb2.Status(code=code_pb2.Code.Value(error.code.name), message=error.message)
-    for detail in details:
-        status.details.add().Pack(detail)
-    context.set_trailing_metadata(((STATUS_DETAILS_KEY, status.SerializeToString()),))
-    context.abort(error.code, error.message)

@@ -46,6 +46,8 @@ class Usage:
     """Tokens that the model computed beside those, because inputs of other lengths shared a batch with them."""
     layers: int = 0
     """Layers that the inputs went through, added up, for a variant with early exits; 0 for others."""
+    generated_tokens: int = 0
+    """Tokens that were generated, over all answers: only for `generate`, at the end of its stream."""
 
 
 @dataclass(frozen=True, slots=True)

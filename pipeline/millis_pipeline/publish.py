@@ -16,6 +16,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
+from millis_pipeline.generation_config import generation_config
 from millis_server.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest
 
 CONFIG_FILE = "config.pbtxt"
@@ -135,6 +136,8 @@ def _model_of(folder: Path) -> str:
 
 def triton_config(manifest: Manifest) -> str:
     """Text of a variant's config.pbtxt, made through Triton's own message so that a wrong field fails here."""
+    if manifest.generation is not None:
+        return text_format.MessageToString(generation_config(manifest, manifest.generation))
     config = triton.ModelConfig(name=manifest.triton_model, backend="millis", max_batch_size=MAX_BATCH)
     # The version before the newest stays loaded, so that the gateway can go back to it at once.
     config.version_policy.latest.num_versions = 2

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
@@ -36,7 +37,7 @@ class Servicer(Protocol):
 Response = TypeVar("Response")
 Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[Any, Any, Context], Awaitable[Response]]
-StreamingMethod = Callable[[Any, Any, Context], AsyncIterator[Response]]
+StreamingMethod = Callable[[Any, Any, Context], AsyncGenerator[Response, None]]
 
 
 def answering(method: Method[Response]) -> Method[Response]:
@@ -52,7 +53,7 @@ def answering(method: Method[Response]) -> Method[Response]:
             self.metrics.answered(rpc, _asked(request), "", _code(error, context), perf_counter() - began)
             await _end(rpc, request, context, error)
             raise
-        model, variant = _served(response)
+        model, variant = _served(response) or ("", "")
         self.metrics.answered(rpc, model, variant, "OK", perf_counter() - began)
         return response
 
@@ -64,16 +65,20 @@ def answering_stream(method: StreamingMethod[Response]) -> StreamingMethod[Respo
     rpc = method.__name__
 
     @functools.wraps(method)
-    async def wrapped(self: Servicer, request: Any, context: Context) -> AsyncIterator[Response]:
+    async def wrapped(self: Servicer, request: Any, context: Context) -> AsyncGenerator[Response, None]:
         began = perf_counter()
+        model, variant = _asked(request), ""
         try:
-            async for response in method(self, request, context):
-                yield response
+            async with aclosing(method(self, request, context)) as responses:
+                async for response in responses:
+                    if not variant:
+                        model, variant = _served(response) or (model, "")
+                    yield response
         except BaseException as error:
-            self.metrics.answered(rpc, "", "", _code(error, context), perf_counter() - began)
+            self.metrics.answered(rpc, model, variant, _code(error, context), perf_counter() - began)
             await _end(rpc, request, context, error)
             raise
-        self.metrics.answered(rpc, "", "", "OK", perf_counter() - began)
+        self.metrics.answered(rpc, model, variant, "OK", perf_counter() - began)
 
     return wrapped
 
@@ -100,12 +105,12 @@ def _code(error: BaseException, context: Context) -> str:
     return (grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED).name
 
 
-def _served(response: Any) -> tuple[str, str]:
-    """Model and variant of a response; nothing for those of the model service."""
+def _served(response: Any) -> tuple[str, str] | None:
+    """Model and variant of a response, or of a stream's first; None for those of the model service."""
     try:
-        served_by = response.info.served_by
+        served_by = getattr(response, "started", response).info.served_by
     except AttributeError:
-        return "", ""
+        return None
     return served_by.model, served_by.variant
 
 

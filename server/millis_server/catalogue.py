@@ -19,6 +19,7 @@ from millis_server.manifest import Manifest, TaskName
 from millis_server.prediction import Pace
 from millis_server.tokenizer import Tokenizer
 from millis_server.triton.lane import Lane
+from millis_server.triton.streams import Streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class Served:
     manifest: Manifest
     version: str
     tokenizer: Tokenizer
-    lane: Lane
+    lane: Lane | Streams
+    """The way to it; streams for a model that generates."""
     pace: Pace = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

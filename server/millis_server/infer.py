@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from time import perf_counter
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from millis_server.cache import AnswerCache, Policy, Status
 from millis_server.catalogue import Catalogue, Variant
@@ -22,6 +22,7 @@ from millis_server.reload import Reloader
 from millis_server.routing import Choice, Demand, Wishes, choose
 from millis_server.tasks import Task
 from millis_server.triton.client import StubDied
+from millis_server.triton.lane import Lane
 
 Result = TypeVar("Result")
 
@@ -115,6 +116,7 @@ class Inference:
             demand = Demand(task.inputs, task.characters)
             choice = self._choose(self._catalogue.resolve(model, task.name, task.answered_by), demand, wishes)
             served = choice.served
+            lane = cast(Lane, served.lane)  # the way to every model but those that generate
             off_loop = demand.inputs > INLINE_INPUTS or demand.characters > INLINE_CHARACTERS
             with self._predictor.under_way(choice.forecast, wishes.hurried) as booking:
                 if off_loop:
@@ -123,7 +125,7 @@ class Inference:
                     prepared = task.preprocess(served.manifest, served.tokenizer)
                 tokenized = perf_counter()
                 try:
-                    outputs = await self._cache.run(served.lane, prepared.rows, cache_policy, expires)
+                    outputs = await self._cache.run(lane, prepared.rows, cache_policy, expires)
                 except StubDied:
                     self._reloader.recover(served.manifest.triton_model)
                     raise

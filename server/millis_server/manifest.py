@@ -24,7 +24,7 @@ TOKENIZER_FILE = "tokenizer.json"
 COMPILED_FILE = "model.pt2"
 """The same graph compiled for the engine `torch`; not every version has it."""
 
-TaskName = Literal["text-classification", "token-classification", "embedding", "cross-encoder"]
+TaskName = Literal["text-classification", "token-classification", "embedding", "cross-encoder", "text-generation"]
 TensorName = Literal["input_ids", "attention_mask", "token_type_ids"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
 """A model or variant name: it becomes a folder, so it is held to what every file system takes."""
@@ -34,9 +34,13 @@ OUTPUT_NAMES: dict[TaskName, str] = {
     "token-classification": "logits",
     "embedding": "sentence_embedding",
     "cross-encoder": "logits",
+    "text-generation": "text_output",
 }
 """Output tensor of each task. `logits` is [texts, labels], for tokens [texts, tokens, labels] and for a
-cross-encoder [texts, 1]; `sentence_embedding` is [texts, dimensions]."""
+cross-encoder [texts, 1]; `sentence_embedding` is [texts, dimensions]; `text_output` comes piece by piece."""
+
+Protocol = Literal["millis", "vllm", "tensorrt-llm"]
+"""Whose tensors a generating model in Triton speaks, see triton/protocols.py."""
 
 
 class ManifestError(ValueError):
@@ -124,6 +128,39 @@ class SelfCheck(_Part):
     """The flattened output for this input (for tokens: the first token's logits, `[CLS]`)."""
 
 
+class GreedyCheck(_Part):
+    """A prompt with the tokens that the exporting process got for it, always taking the most likely one."""
+
+    prompt: tuple[int, ...] = Field(min_length=1)
+    expected: tuple[int, ...] = Field(min_length=1)
+
+
+class Generation(_Part):
+    """What is particular to a language model that generates text."""
+
+    protocol: Protocol = "millis"
+    weights: tuple[str, ...] = Field(min_length=1)
+    """Files of the model in the version folder; for vLLM and TensorRT-LLM their engine arguments."""
+    vocabulary: int = Field(ge=1)
+    """Number of tokens; ids are below it."""
+    chat_template: str = ""
+    """The checkpoint's Jinja template that turns a conversation into a prompt; empty when it has none."""
+    special_tokens: dict[str, str] = Field(default_factory=dict)
+    """Texts that the template may name, for example `bos_token`."""
+    eos_ids: tuple[int, ...] = Field(min_length=1)
+    """Tokens that end a text."""
+    default_max_tokens: int = Field(default=256, ge=1)
+    """Most tokens to generate, unless the request says otherwise."""
+    max_streams: int = Field(default=8, ge=1)
+    """Sequences generated side by side; what comes beyond them waits in the gateway."""
+    cache_tokens: int = Field(ge=1)
+    """Tokens, of prompts and texts together, for which the engine has memory at once."""
+    guided: bool = False
+    """Whether it can hold its text to a JSON schema, a regular expression or choices."""
+    checks: tuple[GreedyCheck, ...] = ()
+    """What a freshly loaded version must answer; an engine that rounds in another way may leave them out."""
+
+
 class Manifest(_Part):
     """Everything the gateway needs to serve one version of one variant."""
 
@@ -139,10 +176,10 @@ class Manifest(_Part):
     threshold: float = Field(default=0.5, ge=0, le=1)
     """Lowest score of a label of a multi-label model, unless the request says otherwise."""
     max_tokens: int = Field(ge=4)
-    """Most tokens of one input, special ones included."""
+    """Most tokens of one input, special ones included; of a model that generates those of its text as well."""
     pad_id: int = Field(default=0, ge=0)
-    inputs: tuple[TensorName, ...]
-    """Input tensors of the graph, each INT64 [texts, tokens]."""
+    inputs: tuple[TensorName, ...] = ()
+    """Input tensors of the graph, each INT64 [texts, tokens]; empty for a model that generates."""
     dimensions: int = Field(default=0, ge=0)
     """Length of the vectors of an embedding model."""
     normalized: bool = False
@@ -165,7 +202,10 @@ class Manifest(_Part):
     provenance: Provenance
     exits: tuple[Exit, ...] = ()
     """Graphs of a variant with early exits, in order; empty for one that is a single graph."""
-    self_check: tuple[SelfCheck, ...] = Field(min_length=1)
+    generation: Generation | None = None
+    """Only, and always, for a model that generates."""
+    self_check: tuple[SelfCheck, ...] = ()
+    """At least one, but for a model that generates, which has `generation.checks`."""
     tolerance: float = Field(default=1e-3, gt=0)
     """Largest absolute difference from `expected` that passes."""
 
@@ -182,6 +222,8 @@ class Manifest(_Part):
     @property
     def graphs(self) -> tuple[str, ...]:
         """Files of the graphs, in the order in which an input goes through them."""
+        if self.generation is not None:
+            return self.generation.weights
         return tuple(exit.file for exit in self.exits) or (WEIGHTS_FILE,)
 
     @property
@@ -198,8 +240,13 @@ class Manifest(_Part):
                 raise ValueError("labels: a name appears twice")
         if self.task == "embedding" and self.dimensions < 1:
             raise ValueError("dimensions: an embedding model needs at least 1")
-        if "input_ids" not in self.inputs:
-            raise ValueError("inputs: input_ids is missing")
+        if (self.task == "text-generation") != (self.generation is not None):
+            raise ValueError(f"generation: a model for {self.task} {'has none' if self.generation else 'needs it'}")
+        if self.generation is None:
+            if "input_ids" not in self.inputs:
+                raise ValueError("inputs: input_ids is missing")
+            if not self.self_check:
+                raise ValueError("self_check: at least 1 is needed")
         if self.exits:
             self._check_exits()
         for name in (*self.graphs, TOKENIZER_FILE):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -26,6 +26,7 @@ TASKS: dict[TaskName, types.Task.ValueType] = {
     "token-classification": types.TASK_TOKEN_CLASSIFICATION,
     "embedding": types.TASK_EMBEDDING,
     "cross-encoder": types.TASK_CROSS_ENCODER,
+    "text-generation": types.TASK_TEXT_GENERATION,
 }
 STATES = {
     State.LOADING: pb.VARIANT_STATE_LOADING,
@@ -94,7 +95,7 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
     @answering_stream
     async def WatchModels(  # noqa: N802
         self, request: pb.WatchModelsRequest, _context: Context
-    ) -> AsyncIterator[pb.WatchModelsResponse]:
+    ) -> AsyncGenerator[pb.WatchModelsResponse, None]:
         """Every model, then each that changes."""
         with self._catalogue.watch() as changes:
             if request.name:

@@ -25,6 +25,7 @@ from millis_server.errors import LoadFailed, MillisError, ModelNotFound, ModelUn
 from millis_server.manifest import ManifestError, read_manifest
 from millis_server.settings import Settings
 from millis_server.triton.client import TritonClient
+from millis_server.triton.streams import TritonStreams
 from millis_server.version_loader import READY, VersionLoader, VersionRefused
 
 LOG = logging.getLogger("millis.reload")
@@ -41,13 +42,14 @@ class Reloader:
     Args:
         settings: of the gateway.
         client: connection to Triton.
+        streams: channel to Triton for models that generate.
         catalogue: what is changed.
     """
 
-    def __init__(self, settings: Settings, client: TritonClient, catalogue: Catalogue) -> None:
+    def __init__(self, settings: Settings, client: TritonClient, streams: TritonStreams, catalogue: Catalogue) -> None:
         self._settings = settings
         self._client = client
-        self._versions = VersionLoader(settings, client)
+        self._versions = VersionLoader(settings, client, streams)
         self._catalogue = catalogue
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._held_back: dict[str, list[str]] = {}

@@ -9,10 +9,12 @@ from millis.v1 import inference_pb2 as inference
 from millis.v1 import types_pb2 as types
 from millis_server.cache import Policy
 from millis_server.errors import InvalidField
+from millis_server.generation_requests import read_generation
 from millis_server.offsets import OffsetUnit
 from millis_server.routing import Wishes
 from millis_server.tasks.embedding import Embedding, Encoding
 from millis_server.tasks.entities import Aggregation
+from millis_server.tasks.generation import TextGeneration
 from millis_server.tasks.ranking import Ranking
 from millis_server.tasks.text_classification import TextClassification
 from millis_server.tasks.token_classification import TokenClassification
@@ -24,6 +26,7 @@ InferenceRequest: TypeAlias = (
     | inference.EmbedTextRequest
     | inference.RankTextsRequest
     | inference.TokenizeRequest
+    | inference.GenerateTextRequest
 )
 
 MAX_ID_CHARACTERS = 128
@@ -126,6 +129,11 @@ class RequestReader:
             top_k=request.top_k,
             truncation=truncation(request),
         )
+
+    def generate_text(self, request: inference.GenerateTextRequest) -> TextGeneration:
+        """Reads a GenerateTextRequest."""
+        options(request)
+        return read_generation(request, self._text, self._max_inputs)
 
     def texts(self, field: str, texts: Sequence[str]) -> Sequence[str]:
         """Checks the texts of a field and returns them."""

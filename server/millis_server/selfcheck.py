@@ -1,13 +1,16 @@
 """Asks a freshly loaded version what its manifest says it must answer, before it takes traffic."""
 
 import asyncio
+from contextlib import aclosing
 
 import numpy as np
 from numpy.typing import NDArray
 
 from millis_server.catalogue import Served
 from millis_server.manifest import SelfCheck
+from millis_server.tasks.generation import Prompt, TextGeneration
 from millis_server.tokenizer import Row
+from millis_server.triton.streams import Streams
 
 WARM_TOKENS = (8, 16, 32, 64, 128)
 """Lengths run once before traffic: the engine allocates its memory for a length on first use."""
@@ -25,15 +28,39 @@ async def check(served: Served) -> None:
         MillisError: Triton could not answer.
     """
     manifest = served.manifest
+    lane = served.lane
+    if isinstance(lane, Streams):
+        await _check_generation(lane)
+        return
     for expected in manifest.self_check:
-        ran = await served.lane.run([_row(served, expected)])
+        ran = await lane.run([_row(served, expected)])
         _compare(expected, _flat(ran.outputs[0]), manifest.tolerance)
     first = _row(served, manifest.self_check[0])
     filler = first.ids[len(first.ids) // 2]
     for tokens in WARM_TOKENS:
         if tokens <= manifest.max_tokens:
             row = Row([filler] * tokens)
-            await asyncio.gather(served.lane.run([row]), served.lane.run([row]))
+            await asyncio.gather(lane.run([row]), lane.run([row]))
+
+
+async def _check_generation(streams: Streams) -> None:
+    """Has a model that generates make the texts of its manifest, always taking the most likely token."""
+    generation = streams.manifest.generation
+    assert generation is not None, "only models that generate have streams. This is a bug."
+    for check in generation.checks:
+        made = await _tokens(streams, check.prompt, len(check.expected))
+        if made != check.expected:
+            raise SelfCheckFailed(
+                f"self-check: a prompt of {len(check.prompt)} tokens was answered with tokens {made}, "
+                f"not {check.expected}"
+            )
+
+
+async def _tokens(streams: Streams, ids: tuple[int, ...], count: int) -> tuple[int, ...]:
+    task = TextGeneration(ids=ids, max_tokens=count, ignore_eos=True)
+    prompt = Prompt("", ids, count, 1, len(ids) + count)
+    async with streams.places.take(1, prompt.tokens, None), aclosing(streams.generate(task, prompt)) as chunks:
+        return tuple([token async for chunk in chunks for token in chunk.tokens])
 
 
 def _row(served: Served, check: SelfCheck) -> Row:

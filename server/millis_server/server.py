@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from millis.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc
 from millis_server.cache import AnswerCache
 from millis_server.catalogue import Catalogue, State
+from millis_server.generation import Generations
 from millis_server.infer import Inference
 from millis_server.model_service import ModelService
 from millis_server.observability.metrics import Metrics
@@ -30,7 +31,9 @@ from millis_server.requests import RequestReader
 from millis_server.service import InferenceService
 from millis_server.settings import ConfigError, Settings, read_settings
 from millis_server.triton.client import TritonClient
+from millis_server.triton.lane import Lane
 from millis_server.triton.launcher import EmbeddedTriton, TritonFailed
+from millis_server.triton.streams import TritonStreams
 
 LOG = logging.getLogger("millis")
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
@@ -57,14 +60,17 @@ class Gateway:
         self._triton = None if settings.triton_url else EmbeddedTriton(settings.model_repository, settings.state_dir)
         url = self._triton.url if self._triton else settings.triton_url
         self._client = TritonClient(url, settings.infer_timeout_seconds, settings.load_timeout_seconds)
+        self._streams = TritonStreams(self._triton.grpc_url if self._triton else settings.triton_grpc())
         self.catalogue = Catalogue()
-        self._reloader = Reloader(settings, self._client, self.catalogue)
+        self._reloader = Reloader(settings, self._client, self._streams, self.catalogue)
         self._cache = AnswerCache(settings.cache_bytes)
         self._predictor = Predictor(settings.lanes, settings.lanes * settings.max_batch)
         self._inference = Inference(
             self.catalogue, self._reloader, self._cache, self._predictor, settings.max_pending_inputs
         )
-        self._metrics = Metrics(self.catalogue, self._cache, self._inference.decisions, lambda: self._inference.pending)
+        self._generations = Generations(self.catalogue, self._reloader, self._predictor)
+        decisions = (self._inference.decisions, self._generations.decisions)
+        self._metrics = Metrics(self.catalogue, self._cache, decisions, lambda: self._inference.pending)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[
@@ -131,19 +137,23 @@ class Gateway:
 
     async def stop(self) -> None:
         """Refuses new work, lets calls under way finish within the drain time, and ends Triton."""
-        self._inference.draining = True
+        self._inference.draining = self._generations.draining = True
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._settings.drain_seconds)
         for task in self._background:
             task.cancel()
         self._client.close()
+        await self._streams.close()
         if self._triton is not None:
             await self._triton.stop()
 
     def _add_services(self) -> None:
         reader = RequestReader(self._settings.max_inputs, self._settings.max_text_bytes)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceService(self._inference, self.catalogue, reader, self._predictor, self._metrics), self._server
+            InferenceService(
+                self._inference, self._generations, self.catalogue, reader, self._predictor, self._metrics
+            ),
+            self._server,
         )
         models_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelService(self.catalogue, self._reloader, self._metrics), self._server
@@ -202,7 +212,8 @@ class Gateway:
                 await changes.get()
                 await self._set_health()
                 current = [variant.current for variant in self.catalogue.variants.values()]
-                await self._cache.keep_only([served.lane for served in current if served is not None])
+                lanes = [served.lane for served in current if served is not None]
+                await self._cache.keep_only([lane for lane in lanes if isinstance(lane, Lane)])
 
     async def _set_health(self) -> None:
         """Inference serves while a model does; the model service always does, so that it can tell what is wrong."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
@@ -11,9 +12,11 @@ from millis.v1 import inference_pb2 as inference
 from millis.v1 import inference_pb2_grpc
 from millis.v1 import types_pb2 as types
 from millis_server import requests
-from millis_server.answering import Context, answering
+from millis_server.answering import Context, answering, answering_stream
 from millis_server.cache import Status
 from millis_server.catalogue import Catalogue
+from millis_server.generation import Finished, Generations
+from millis_server.generation_messages import message
 from millis_server.infer import Answer, Inference
 from millis_server.manifest import Manifest
 from millis_server.observability.metrics import Metrics
@@ -52,7 +55,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Answers the inference RPCs.
 
     Args:
-        inference: the path of a request.
+        path: of a request.
+        generations: path of a GenerateText.
         catalogue: the models.
         reader: checks requests.
         predictor: of the time that versions will take.
@@ -62,12 +66,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(
         self,
         path: Inference,
+        generations: Generations,
         catalogue: Catalogue,
         reader: RequestReader,
         predictor: Predictor,
         metrics: Metrics,
     ) -> None:
         self._path = path
+        self._generations = generations
         self._catalogue = catalogue
         self._reader = reader
         self._predictor = predictor
@@ -167,6 +173,19 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 cache_status=types.CACHE_STATUS_DISABLED,
             ),
         )
+
+    @answering_stream
+    async def GenerateText(  # noqa: N802
+        self, request: inference.GenerateTextRequest, context: Context
+    ) -> AsyncGenerator[inference.GenerateTextResponse, None]:
+        """Text that goes on from a prompt."""
+        task = self._reader.generate_text(request)
+        wishes = requests.wishes(request, context.time_remaining())
+        async with aclosing(self._generations.run(task, request.model, wishes)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    self.metrics.generated(event)
+                yield message(event, request.options.client_request_id)
 
     async def _run(self, task: Task[Result], request: InferenceRequest, context: Context) -> Answer[Result]:
         wishes = requests.wishes(request, context.time_remaining())

@@ -38,6 +38,10 @@ class Settings(BaseSettings):
         "",
         description="host:port of a running Triton (HTTP) that serves the same repository; empty starts one",
     )
+    triton_grpc_url: str = Field(
+        "",
+        description="host:port of its gRPC service, for models that generate; empty is the same host and port 8001",
+    )
     state_dir: Path = Field(Path(".millis"), description="folder for Triton's backends and log")
     repository_poll_seconds: float = Field(
         1.0, gt=0, le=3600, description="how often the repository is looked at for new versions"
@@ -59,6 +63,12 @@ class Settings(BaseSettings):
     max_text_bytes: int = Field(65536, ge=1, description="longest text, in bytes of UTF-8")
     max_pending_inputs: int = Field(
         4096, ge=1, description="most texts being worked on at once; more are refused with RESOURCE_EXHAUSTED"
+    )
+    max_waiting_generations: int = Field(
+        64,
+        ge=0,
+        description="most GenerateText calls that wait for a place at one model; more are refused with "
+        "RESOURCE_EXHAUSTED",
     )
     max_message_bytes: int = Field(
         16 * 1024 * 1024,
@@ -87,6 +97,10 @@ class Settings(BaseSettings):
     metrics_host: str = Field("127.0.0.1", description="address on which Prometheus metrics are served")
     metrics_port: int = Field(9464, ge=0, le=65535, description="port of the Prometheus metrics; 0 serves none")
 
+    def triton_grpc(self) -> str:
+        """host:port of the gRPC service of a Triton that already runs."""
+        return self.triton_grpc_url or f"{self.triton_url.rpartition(':')[0]}:8001"
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.max_inputs > self.max_pending_inputs:
@@ -95,6 +109,8 @@ class Settings(BaseSettings):
             )
         if self.triton_url and ":" not in self.triton_url:
             raise ValueError(f"triton_url must be host:port, not {self.triton_url!r}")
+        if self.triton_grpc_url and ":" not in self.triton_grpc_url:
+            raise ValueError(f"triton_grpc_url must be host:port, not {self.triton_grpc_url!r}")
         return self
 
 

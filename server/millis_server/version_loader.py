@@ -13,6 +13,7 @@ from millis_server.settings import MAX_LANES, Settings
 from millis_server.tokenizer import Tokenizer
 from millis_server.triton.client import TritonClient
 from millis_server.triton.lane import Lane
+from millis_server.triton.streams import Streams, TritonStreams
 
 READY = "READY"
 """What Triton says of a version that can answer."""
@@ -37,11 +38,13 @@ class VersionLoader:
     Args:
         settings: of the gateway.
         client: connection to Triton.
+        streams: channel to Triton for models that generate.
     """
 
-    def __init__(self, settings: Settings, client: TritonClient) -> None:
+    def __init__(self, settings: Settings, client: TritonClient, streams: TritonStreams) -> None:
         self._settings = settings
         self._client = client
+        self._streams = streams
 
     async def load(self, name: str, version: str) -> Served:
         """Loads one version of the variant in folder `name`.
@@ -80,12 +83,19 @@ class VersionLoader:
             return (await self._client.versions(name)).get(version, str(error))
         return (await self._client.versions(name)).get(version, "it is not among the two newest versions")
 
-    async def lane(self, manifest: Manifest, version: str) -> Lane:
-        """A lane as wide as the version's config asks for, or else the settings; batches fit both.
+    async def lane(self, manifest: Manifest, version: str) -> Lane | Streams:
+        """The way to a version: streams for a model that generates, else a lane.
+
+        A lane is as wide as the version's config asks for, or else the settings; batches fit both.
 
         Raises:
             VersionRefused: the config's parameter is none.
         """
+        if manifest.generation is not None:
+            settings = self._settings
+            return Streams(
+                self._streams, manifest, version, settings.max_waiting_generations, settings.infer_timeout_seconds
+            )
         config = await self._client.config(manifest.triton_model, version)
         width = config.get("parameters", {}).get("lanes", {}).get("string_value", str(self._settings.lanes))
         if not width.isdecimal() or not 1 <= int(width) <= MAX_LANES:

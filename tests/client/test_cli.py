@@ -41,7 +41,7 @@ def test_classify_prints_json_lines(run: Run, gateway: FakeGateway) -> None:
     }
     assert info == {
         "served_by": {"model": "", "version": "", "variant": "", "degraded": False, "reason": ""},
-        "usage": {"inputs": 0, "tokens": 0, "padded_tokens": 0, "layers": 0},
+        "usage": {"inputs": 0, "tokens": 0, "padded_tokens": 0, "layers": 0, "generated_tokens": 0},
         "timing": None,
         "cache": "unspecified",
         "truncated_inputs": [],
@@ -264,5 +264,5 @@ def test_a_command_of_an_extra_gets_all_its_arguments(
 def test_version_and_help(run: Run) -> None:
     assert run("--version") == (0, f"millis {millis.__version__}\n", "")
     code, out, err = run("--help")
-    commands = ("serve", "build", "classify", "tag", "embed", "rank", "tokenize", "models", "bench")
+    commands = ("serve", "build", "classify", "tag", "embed", "rank", "tokenize", "generate", "models", "bench")
     assert (code, err, [name for name in commands if f"\n    {name} " not in out]) == (0, "", [])

@@ -172,7 +172,7 @@ async def test_a_call_without_an_answer_ends_at_its_timeout(client: AnyClient, g
     with pytest.raises(millis.DeadlineExceededError) as caught:
         await maybe_await(client.classify("t", timeout=0.1))
     gone.set()
-    assert str(caught.value) == f"the gateway at {gateway.target} gave no answer within the timeout of 0.1 s"
+    assert str(caught.value) == f"the gateway at {gateway.target} gave no full answer within the timeout of 0.1 s"
 
 
 async def test_unavailable_is_retried(client: AnyClient, gateway: FakeGateway) -> None:

@@ -100,7 +100,8 @@ async def test_an_unknown_task_is_refused(client: AnyClient) -> None:
     with pytest.raises(millis.InvalidArgumentError) as caught:
         await maybe_await(client.models.list("translation"))  # type: ignore[arg-type]
     assert str(caught.value) == (
-        "task: 'translation' is not one of text-classification, token-classification, embedding, cross-encoder"
+        "task: 'translation' is not one of text-classification, token-classification, embedding, cross-encoder, "
+        "text-generation"
     )
 
 

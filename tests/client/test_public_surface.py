@@ -9,12 +9,14 @@ import millis.testing
 
 EXPORTED = [
     "AsyncClient",
+    "AsyncGenerationStream",
     "CallOptions",
     "Classification",
     "ClassifiedToken",
     "ClassifyOptions",
     "Client",
     "ClientClosedError",
+    "Completion",
     "DeadlineExceededError",
     "EmbedOptions",
     "Embedding",
@@ -23,12 +25,17 @@ EXPORTED = [
     "Exit",
     "FailedPreconditionError",
     "FieldViolation",
+    "GenerateOptions",
+    "Generated",
+    "GenerationStream",
+    "GenerationTiming",
     "Info",
     "InternalError",
     "InvalidArgumentError",
     "KeepAliveConfig",
     "Label",
     "LatencyPoint",
+    "Message",
     "MillisError",
     "Model",
     "ModelChange",
@@ -44,10 +51,12 @@ EXPORTED = [
     "ResourceExhaustedError",
     "Results",
     "RetryConfig",
+    "Sampling",
     "ServedBy",
     "Span",
     "StatusError",
     "TagOptions",
+    "TextDelta",
     "Timing",
     "TlsConfig",
     "Token",
@@ -72,11 +81,14 @@ def test_the_package_exports_exactly_this() -> None:
 
 
 def test_the_clients_are_twins() -> None:
-    methods = {"classify", "tag", "embed", "rank", "tokenize", "wait_ready", "close", "target"}
+    methods = {"classify", "tag", "embed", "rank", "tokenize", "generate", "wait_ready", "close", "target"}
     assert public(millis.Client) == public(millis.AsyncClient) == methods
     for name in methods - {"target"}:
         sync, asynchronous = getattr(millis.Client, name), getattr(millis.AsyncClient, name)
-        assert inspect.signature(sync) == inspect.signature(asynchronous), name
+        if name == "generate":  # each returns the stream of its kind
+            assert inspect.signature(sync).parameters == inspect.signature(asynchronous).parameters
+        else:
+            assert inspect.signature(sync) == inspect.signature(asynchronous), name
     assert inspect.signature(millis.Client) == inspect.signature(millis.AsyncClient)
 
 
@@ -88,10 +100,17 @@ def test_the_model_apis_are_twins() -> None:
         assert ours.parameters == theirs.parameters, name
 
 
+def test_the_streams_are_twins() -> None:
+    sync, asynchronous = millis.GenerationStream, millis.AsyncGenerationStream
+    assert public(sync) | public(sync.__base__) == public(asynchronous) | public(asynchronous.__base__)
+    assert public(sync) | public(sync.__base__) == {"text", "cancel"}
+
+
 def test_every_public_class_and_method_is_documented() -> None:
     owners = [getattr(millis, name) for name in millis.__all__ if name != "__version__"]
     missing = [owner.__name__ for owner in owners if not owner.__doc__]
-    for owner in (millis.Client, millis.AsyncClient, millis.client.Models, millis.aio.AsyncModels):
+    clients = (millis.Client, millis.AsyncClient, millis.client.Models, millis.aio.AsyncModels)
+    for owner in (*clients, millis.GenerationStream, millis.AsyncGenerationStream):
         missing += [f"{owner.__name__}.{name}" for name in public(owner) if not getattr(owner, name).__doc__]
     assert missing == []
 

@@ -1,10 +1,13 @@
 """The fake gateway keeps the promises that users' tests build on."""
 
+import threading
+from collections.abc import Iterator
+
 import grpc
 import pytest
 
 import millis
-from millis.testing import FakeError, FakeGateway, classified
+from millis.testing import FakeError, FakeGateway, classified, generated
 from millis.v1 import inference_pb2 as pb
 
 
@@ -43,8 +46,8 @@ def test_a_script_for_no_rpc_is_refused(gateway: FakeGateway, method: str) -> No
     with pytest.raises(ValueError) as caught:
         gateway.script(method, classified("x"))
     assert str(caught.value) == (
-        f"method: {method!r} is not one of ClassifyText, ClassifyTokens, EmbedText, GetModel, ListModels, "
-        "LoadModel, RankTexts, Tokenize, UnloadModel"
+        f"method: {method!r} is not one of ClassifyText, ClassifyTokens, EmbedText, GenerateText, GetModel, "
+        "ListModels, LoadModel, RankTexts, Tokenize, UnloadModel"
     )
 
 
@@ -59,3 +62,30 @@ def test_a_gateway_stops_while_a_watch_runs() -> None:
         next(stream)
         gateway.stop()
         stream.close()
+
+
+def test_generated_is_the_stream_of_a_text(gateway: FakeGateway) -> None:
+    gateway.script("GenerateText", generated("Hello", " world"), lambda request: generated(request.prompt.upper()))
+    with millis.Client(gateway.target) as client:
+        stream = client.generate("t")
+        assert [delta.text for delta in stream] == ["Hello", " world"]
+        assert stream.finished is not None
+        assert stream.finished.completions == (millis.Completion(0, "stop", 2),)
+        assert [client.generate("t").text() for _ in range(2)] == ["T", "t"]
+
+
+def test_a_request_remembers_that_its_caller_left(gateway: FakeGateway) -> None:
+    gone = threading.Event()
+
+    def waiting(request: pb.GenerateTextRequest) -> Iterator[pb.GenerateTextResponse]:
+        yield from generated("a")[:2]
+        gone.wait(30)
+
+    gateway.script("GenerateText", waiting)
+    with millis.Client(gateway.target) as client:
+        with client.generate("left") as stream:
+            next(stream)
+        client.generate("stayed").text()
+    left, stayed = gateway.requests
+    assert (left.cancelled.wait(30), stayed.cancelled.is_set()) == (True, False)
+    gone.set()

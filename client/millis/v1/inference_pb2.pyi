@@ -5,6 +5,7 @@ The inference API: text in, typed answers out. No tensor crosses this line."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -130,6 +131,58 @@ SCORE_TYPE_PROBABILITY: ScoreType.ValueType  # 2
 SCORE_TYPE_LOGIT: ScoreType.ValueType  # 3
 """The cross-encoder's logit, unbounded: the checkpoint asks for no activation."""
 Global___ScoreType: _TypeAlias = ScoreType  # noqa: Y015
+
+class _ChatRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChatRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChatRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHAT_ROLE_UNSPECIFIED: _ChatRole.ValueType  # 0
+    """Not stated; refused."""
+    CHAT_ROLE_SYSTEM: _ChatRole.ValueType  # 1
+    """Whoever runs the service: instructions and knowledge for the model."""
+    CHAT_ROLE_USER: _ChatRole.ValueType  # 2
+    """The person who asks."""
+    CHAT_ROLE_ASSISTANT: _ChatRole.ValueType  # 3
+    """The model."""
+
+class ChatRole(_ChatRole, metaclass=_ChatRoleEnumTypeWrapper):
+    """ChatRole is who says a message of a conversation."""
+
+CHAT_ROLE_UNSPECIFIED: ChatRole.ValueType  # 0
+"""Not stated; refused."""
+CHAT_ROLE_SYSTEM: ChatRole.ValueType  # 1
+"""Whoever runs the service: instructions and knowledge for the model."""
+CHAT_ROLE_USER: ChatRole.ValueType  # 2
+"""The person who asks."""
+CHAT_ROLE_ASSISTANT: ChatRole.ValueType  # 3
+"""The model."""
+Global___ChatRole: _TypeAlias = ChatRole  # noqa: Y015
+
+class _FinishReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
+    """Not stated."""
+    FINISH_REASON_STOP: _FinishReason.ValueType  # 1
+    """The model ended it, or it came to a stop text."""
+    FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
+    """It reached `max_tokens` or the end of the model's context."""
+
+class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
+    """FinishReason is why a text ended."""
+
+FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
+"""Not stated."""
+FINISH_REASON_STOP: FinishReason.ValueType  # 1
+"""The model ended it, or it came to a stop text."""
+FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
+"""It reached `max_tokens` or the end of the model's context."""
+Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
 class ClassifyTextRequest(_message.Message):
@@ -904,3 +957,529 @@ class Token(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Token: _TypeAlias = Token  # noqa: Y015
+
+@_typing.final
+class ChatMessage(_message.Message):
+    """ChatMessage is one message of a conversation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    role: Global___ChatRole.ValueType
+    """Who says it."""
+    content: _builtins.str
+    """What is said; not blank and without NUL characters."""
+    def __init__(
+        self,
+        *,
+        role: Global___ChatRole.ValueType = ...,
+        content: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
+
+@_typing.final
+class Chat(_message.Message):
+    """Chat is a conversation that the model goes on with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+        """In order, 1 to the gateway's limit (1,024 unless configured). They become the
+        prompt by the checkpoint's own chat template; a model without one refuses
+        them with INVALID_ARGUMENT. The template may refuse an order of roles.
+        """
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___ChatMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Chat: _TypeAlias = Chat  # noqa: Y015
+
+@_typing.final
+class TokenIds(_message.Message):
+    """TokenIds is a prompt that the caller has tokenized."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers in the model's vocabulary, at least 1. Nothing is added to them."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
+
+@_typing.final
+class Sampling(_message.Message):
+    """Sampling says how the next token is chosen. Default: greedy, always the most
+    likely one, unless `temperature` is set.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    MIN_P_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
+    temperature: _builtins.float
+    """Divides the logits before they become probabilities: below 1 bolder guesses
+    are rarer, above 1 more common; at most 10. Default: 0, greedy; the fields
+    below that draw (top_p, top_k, min_p, seed) then do nothing.
+    """
+    top_p: _builtins.float
+    """Draw from the smallest set of most likely tokens whose probabilities reach
+    this sum, more than 0 and up to 1. Default: unset, 1.
+    """
+    top_k: _builtins.int
+    """Draw from so many most likely tokens. Default: 0, all."""
+    min_p: _builtins.float
+    """Draw only from tokens at least this share as likely as the most likely one, 0
+    to 1. Default: 0. Refused by engines that have no such rule.
+    """
+    seed: _builtins.int
+    """Start of the random numbers; the same request with the same seed on the same
+    version, variant and machine draws the same tokens. Default: unset, another
+    one for every request.
+    """
+    repetition_penalty: _builtins.float
+    """Divides the logits of tokens that stand in the prompt or the text already
+    (multiplies negative ones), more than 0 and up to 10; above 1 repeats less.
+    Default: unset, 1.
+    """
+    presence_penalty: _builtins.float
+    """Subtracted from the logits of tokens that the text has already, once, -2 to 2.
+    Default: 0.
+    """
+    frequency_penalty: _builtins.float
+    """Subtracted from the logits of tokens that the text has already, for each time,
+    -2 to 2. Default: 0.
+    """
+    def __init__(
+        self,
+        *,
+        temperature: _builtins.float = ...,
+        top_p: _builtins.float | None = ...,
+        top_k: _builtins.int = ...,
+        min_p: _builtins.float = ...,
+        seed: _builtins.int | None = ...,
+        repetition_penalty: _builtins.float | None = ...,
+        presence_penalty: _builtins.float = ...,
+        frequency_penalty: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_top_p", b"_top_p", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "top_p", b"top_p"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
+    _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
+    _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+
+Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
+
+@_typing.final
+class Choices(_message.Message):
+    """Choices is a list of texts of which the answer must be one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At least 1, each not empty."""
+
+    def __init__(
+        self,
+        *,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Choices: _TypeAlias = Choices  # noqa: Y015
+
+@_typing.final
+class GenerateTextRequest(_message.Message):
+    """GenerateTextRequest asks for text that goes on from a prompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    CHAT_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    BEAMS_FIELD_NUMBER: _builtins.int
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    IGNORE_EOS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Logical model name. Default: empty, the default (or only) model of this task."""
+    version: _builtins.str
+    """Version that must answer. Default: empty, the version that takes traffic."""
+    prompt: _builtins.str
+    """Plain text, not blank and without NUL characters. Special tokens that the
+    checkpoint begins texts with are added.
+    """
+    max_tokens: _builtins.int
+    """Most tokens to generate for each sequence, at least 1. With the prompt's they
+    must fit into the model's context. Default: unset, the model's own default, or
+    what is left of the context if that is less.
+    """
+    logprobs: _builtins.bool
+    """Whether every token comes with the logarithm of its probability. Default:
+    false.
+    """
+    n: _builtins.int
+    """Number of answers to draw, 1 to 16 and no more than the model has places for.
+    Above 1 each answer comes whole, in one delta, when all are ready. Default: 0,
+    which is 1.
+    """
+    beams: _builtins.int
+    """Number of beams of a beam search, at most 16; the `n` best sequences are
+    returned, best first. Refused together with `sampling.temperature`. Default:
+    0, no beam search.
+    """
+    json_schema: _builtins.str
+    """A JSON Schema, as JSON; the text is a JSON value that it accepts."""
+    regex: _builtins.str
+    """A regular expression that the whole text matches."""
+    ignore_eos: _builtins.bool
+    """Whether the end-of-text token is not to end the text, so that exactly
+    `max_tokens` are generated (for measurements). Default: false.
+    """
+    @_builtins.property
+    def chat(self) -> Global___Chat:
+        """A conversation."""
+
+    @_builtins.property
+    def token_ids(self) -> Global___TokenIds:
+        """Tokens."""
+
+    @_builtins.property
+    def sampling(self) -> Global___Sampling:
+        """How tokens are chosen. Default: unset, greedy."""
+
+    @_builtins.property
+    def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts at which generation ends, at most 16, each not empty and of at most 256
+        characters. The stop text itself is never returned. Default: none.
+        """
+
+    @_builtins.property
+    def choices(self) -> Global___Choices:
+        """Texts of which the answer is one."""
+
+    @_builtins.property
+    def options(self) -> _types_pb2.RequestOptions:
+        """What any request may ask for. Of these `cache_policy`, `truncation` and
+        `offset_unit` mean nothing here: nothing is cached but the work on common
+        beginnings of prompts, which changes no answer, and a prompt too long is
+        always refused.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        chat: Global___Chat | None = ...,
+        token_ids: Global___TokenIds | None = ...,
+        sampling: Global___Sampling | None = ...,
+        max_tokens: _builtins.int | None = ...,
+        stop: _abc.Iterable[_builtins.str] | None = ...,
+        logprobs: _builtins.bool = ...,
+        n: _builtins.int = ...,
+        beams: _builtins.int = ...,
+        json_schema: _builtins.str = ...,
+        regex: _builtins.str = ...,
+        choices: Global___Choices | None = ...,
+        ignore_eos: _builtins.bool = ...,
+        options: _types_pb2.RequestOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "chat", b"chat", "choices", b"choices", "guide", b"guide", "input", b"input", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "options", b"options", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "token_ids", b"token_ids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "beams", b"beams", "chat", b"chat", "choices", b"choices", "guide", b"guide", "ignore_eos", b"ignore_eos", "input", b"input", "json_schema", b"json_schema", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "n", b"n", "options", b"options", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType_guide: _TypeAlias = _typing.Literal["json_schema", "regex", "choices"]  # noqa: Y015
+    _WhichOneofArgType_guide: _TypeAlias = _typing.Literal["guide", b"guide"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "chat", "token_ids"]  # noqa: Y015
+    _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_guide) -> _WhichOneofReturnType_guide | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
+
+Global___GenerateTextRequest: _TypeAlias = GenerateTextRequest  # noqa: Y015
+
+@_typing.final
+class GenerateTextResponse(_message.Message):
+    """GenerateTextResponse is one message of the stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTED_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def started(self) -> Global___GenerationStarted:
+        """First, once: the model has a place for the request."""
+
+    @_builtins.property
+    def delta(self) -> Global___GenerationDelta:
+        """Then, any number of times: more text."""
+
+    @_builtins.property
+    def finished(self) -> Global___GenerationFinished:
+        """Last, once: the end. A stream that ends without it failed, and its status
+        says why.
+        """
+
+    def __init__(
+        self,
+        *,
+        started: Global___GenerationStarted | None = ...,
+        delta: Global___GenerationDelta | None = ...,
+        finished: Global___GenerationFinished | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "started", b"started"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "started", b"started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "delta", "finished"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___GenerateTextResponse: _TypeAlias = GenerateTextResponse  # noqa: Y015
+
+@_typing.final
+class GenerationStarted(_message.Message):
+    """GenerationStarted says who answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INFO_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def info(self) -> _types_pb2.ResponseInfo:
+        """Which model, version and variant, and how many tokens the prompt has."""
+
+    def __init__(
+        self,
+        *,
+        info: _types_pb2.ResponseInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerationStarted: _TypeAlias = GenerationStarted  # noqa: Y015
+
+@_typing.final
+class GenerationDelta(_message.Message):
+    """GenerationDelta is a piece of text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Which of the `n` answers it belongs to, counted from 0."""
+    text: _builtins.str
+    """The text that came since the last delta: whole characters, and never part of a
+    stop text. May be empty when the tokens do not make a character yet.
+    """
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens that were made since the last delta, the end-of-text token not
+        among them. Their text may come with a later delta. Empty when the model runs
+        on an engine that does not tell them.
+        """
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Natural logarithm of the probability of each token, before temperature and
+        penalties. Filled only when GenerateTextRequest.logprobs is true.
+        """
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        text: _builtins.str = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerationDelta: _TypeAlias = GenerationDelta  # noqa: Y015
+
+@_typing.final
+class Completion(_message.Message):
+    """Completion is how one of the answers ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Which of the `n` answers, counted from 0."""
+    finish_reason: Global___FinishReason.ValueType
+    """Why it ended."""
+    tokens: _builtins.int
+    """Number of tokens generated for it, an end-of-text token and those of a stop
+    text included.
+    """
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        finish_reason: Global___FinishReason.ValueType = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Completion: _TypeAlias = Completion  # noqa: Y015
+
+@_typing.final
+class GenerationTiming(_message.Message):
+    """GenerationTiming is how fast the text came, on the gateway's clock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUE_FIELD_NUMBER: _builtins.int
+    TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    TIME_PER_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def queue(self) -> _duration_pb2.Duration:
+        """Waiting for a place at the model."""
+
+    @_builtins.property
+    def time_to_first_token(self) -> _duration_pb2.Duration:
+        """From the arrival of the request to its first token."""
+
+    @_builtins.property
+    def time_per_token(self) -> _duration_pb2.Duration:
+        """Mean time from one token to the next. Unset for fewer than 2 tokens."""
+
+    @_builtins.property
+    def total(self) -> _duration_pb2.Duration:
+        """From the arrival of the request to the end."""
+
+    def __init__(
+        self,
+        *,
+        queue: _duration_pb2.Duration | None = ...,
+        time_to_first_token: _duration_pb2.Duration | None = ...,
+        time_per_token: _duration_pb2.Duration | None = ...,
+        total: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["queue", b"queue", "time_per_token", b"time_per_token", "time_to_first_token", b"time_to_first_token", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["queue", b"queue", "time_per_token", b"time_per_token", "time_to_first_token", b"time_to_first_token", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerationTiming: _TypeAlias = GenerationTiming  # noqa: Y015
+
+@_typing.final
+class GenerationFinished(_message.Message):
+    """GenerationFinished says how it ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPLETIONS_FIELD_NUMBER: _builtins.int
+    INFO_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def completions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Completion]:
+        """One for each of the `n` answers, in order."""
+
+    @_builtins.property
+    def info(self) -> _types_pb2.ResponseInfo:
+        """As in GenerationStarted, with `usage.generated_tokens` filled."""
+
+    @_builtins.property
+    def timing(self) -> Global___GenerationTiming:
+        """How fast it was. Always filled: it costs nothing beside a generation."""
+
+    def __init__(
+        self,
+        *,
+        completions: _abc.Iterable[Global___Completion] | None = ...,
+        info: _types_pb2.ResponseInfo | None = ...,
+        timing: Global___GenerationTiming | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info", "timing", b"timing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completions", b"completions", "info", b"info", "timing", b"timing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerationFinished: _TypeAlias = GenerationFinished  # noqa: Y015

@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class InferenceServiceStub(object):
-    """InferenceService answers language questions within a deadline. Every call
-    takes many inputs and returns as many results in the same order. The deadline
-    is gRPC's own: when it passes, the gateway stops working on the call.
+    """InferenceService answers language questions within a deadline. Every unary
+    call takes many inputs and returns as many results in the same order. The
+    deadline is gRPC's own: when it passes, the gateway stops working on the call.
 
     Errors carry google.rpc.ErrorInfo with domain "millis.dev"; docs/errors.md
     lists every status, reason and detail.
@@ -65,12 +65,17 @@ class InferenceServiceStub(object):
                 request_serializer=millis_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
                 response_deserializer=millis_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
                 _registered_method=True)
+        self.GenerateText = channel.unary_stream(
+                '/millis.v1.InferenceService/GenerateText',
+                request_serializer=millis_dot_v1_dot_inference__pb2.GenerateTextRequest.SerializeToString,
+                response_deserializer=millis_dot_v1_dot_inference__pb2.GenerateTextResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
-    """InferenceService answers language questions within a deadline. Every call
-    takes many inputs and returns as many results in the same order. The deadline
-    is gRPC's own: when it passes, the gateway stops working on the call.
+    """InferenceService answers language questions within a deadline. Every unary
+    call takes many inputs and returns as many results in the same order. The
+    deadline is gRPC's own: when it passes, the gateway stops working on the call.
 
     Errors carry google.rpc.ErrorInfo with domain "millis.dev"; docs/errors.md
     lists every status, reason and detail.
@@ -114,6 +119,18 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GenerateText(self, request, context):
+        """GenerateText goes on from a prompt or a conversation and streams the text as
+        it is made. The first message says who answers and how long the prompt is,
+        then come pieces of text, and the last message says why it ended. A caller who
+        cancels frees its place at the model at once. When more callers come than the
+        model has places for, they wait for one in the order of their coming; a call
+        beyond the gateway's limit of waiting ones is refused with RESOURCE_EXHAUSTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -142,6 +159,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=millis_dot_v1_dot_inference__pb2.TokenizeRequest.FromString,
                     response_serializer=millis_dot_v1_dot_inference__pb2.TokenizeResponse.SerializeToString,
             ),
+            'GenerateText': grpc.unary_stream_rpc_method_handler(
+                    servicer.GenerateText,
+                    request_deserializer=millis_dot_v1_dot_inference__pb2.GenerateTextRequest.FromString,
+                    response_serializer=millis_dot_v1_dot_inference__pb2.GenerateTextResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'millis.v1.InferenceService', rpc_method_handlers)
@@ -151,9 +173,9 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService(object):
-    """InferenceService answers language questions within a deadline. Every call
-    takes many inputs and returns as many results in the same order. The deadline
-    is gRPC's own: when it passes, the gateway stops working on the call.
+    """InferenceService answers language questions within a deadline. Every unary
+    call takes many inputs and returns as many results in the same order. The
+    deadline is gRPC's own: when it passes, the gateway stops working on the call.
 
     Errors carry google.rpc.ErrorInfo with domain "millis.dev"; docs/errors.md
     lists every status, reason and detail.
@@ -284,6 +306,33 @@ class InferenceService(object):
             '/millis.v1.InferenceService/Tokenize',
             millis_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
             millis_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateText(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/millis.v1.InferenceService/GenerateText',
+            millis_dot_v1_dot_inference__pb2.GenerateTextRequest.SerializeToString,
+            millis_dot_v1_dot_inference__pb2.GenerateTextResponse.FromString,
             options,
             channel_credentials,
             insecure,

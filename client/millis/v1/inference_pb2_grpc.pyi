@@ -27,9 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InferenceServiceStub:
-    """InferenceService answers language questions within a deadline. Every call
-    takes many inputs and returns as many results in the same order. The deadline
-    is gRPC's own: when it passes, the gateway stops working on the call.
+    """InferenceService answers language questions within a deadline. Every unary
+    call takes many inputs and returns as many results in the same order. The
+    deadline is gRPC's own: when it passes, the gateway stops working on the call.
 
     Errors carry google.rpc.ErrorInfo with domain "millis.dev"; docs/errors.md
     lists every status, reason and detail.
@@ -55,12 +55,20 @@ class InferenceServiceStub:
     """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]
     """Tokenize shows how a model reads a text; nothing is inferred."""
+    GenerateText: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateTextRequest, _inference_pb2.GenerateTextResponse]
+    """GenerateText goes on from a prompt or a conversation and streams the text as
+    it is made. The first message says who answers and how long the prompt is,
+    then come pieces of text, and the last message says why it ended. A caller who
+    cancels frees its place at the model at once. When more callers come than the
+    model has places for, they wait for one in the order of their coming; a call
+    beyond the gateway's limit of waiting ones is refused with RESOURCE_EXHAUSTED.
+    """
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
-    """InferenceService answers language questions within a deadline. Every call
-    takes many inputs and returns as many results in the same order. The deadline
-    is gRPC's own: when it passes, the gateway stops working on the call.
+    """InferenceService answers language questions within a deadline. Every unary
+    call takes many inputs and returns as many results in the same order. The
+    deadline is gRPC's own: when it passes, the gateway stops working on the call.
 
     Errors carry google.rpc.ErrorInfo with domain "millis.dev"; docs/errors.md
     lists every status, reason and detail.
@@ -83,11 +91,19 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """
     Tokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Tokenize shows how a model reads a text; nothing is inferred."""
+    GenerateText: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateTextRequest, _inference_pb2.GenerateTextResponse]  # type: ignore[assignment]
+    """GenerateText goes on from a prompt or a conversation and streams the text as
+    it is made. The first message says who answers and how long the prompt is,
+    then come pieces of text, and the last message says why it ended. A caller who
+    cancels frees its place at the model at once. When more callers come than the
+    model has places for, they wait for one in the order of their coming; a call
+    beyond the gateway's limit of waiting ones is refused with RESOURCE_EXHAUSTED.
+    """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """InferenceService answers language questions within a deadline. Every call
-    takes many inputs and returns as many results in the same order. The deadline
-    is gRPC's own: when it passes, the gateway stops working on the call.
+    """InferenceService answers language questions within a deadline. Every unary
+    call takes many inputs and returns as many results in the same order. The
+    deadline is gRPC's own: when it passes, the gateway stops working on the call.
 
     Errors carry google.rpc.ErrorInfo with domain "millis.dev"; docs/errors.md
     lists every status, reason and detail.
@@ -138,5 +154,19 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.TokenizeResponse, _abc.Awaitable[_inference_pb2.TokenizeResponse]]:
         """Tokenize shows how a model reads a text; nothing is inferred."""
+
+    @_abc_1.abstractmethod
+    def GenerateText(
+        self,
+        request: _inference_pb2.GenerateTextRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateTextResponse], _abc.AsyncIterator[_inference_pb2.GenerateTextResponse]]:
+        """GenerateText goes on from a prompt or a conversation and streams the text as
+        it is made. The first message says who answers and how long the prompt is,
+        then come pieces of text, and the last message says why it ended. A caller who
+        cancels frees its place at the model at once. When more callers come than the
+        model has places for, they wait for one in the order of their coming; a call
+        beyond the gateway's limit of waiting ones is refused with RESOURCE_EXHAUSTED.
+        """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,23 +25,23 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15millis/v1/types.proto\x12\tmillis.v1\x1a\x1egoogle/protobuf/duration.proto\"b\n\x03Slo\x12\x31\n\x0elatency_target\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bmin_quality\x18\x02 \x01(\x02\x12\x13\n\x0bpin_variant\x18\x03 \x01(\t\"\xed\x01\n\x0eRequestOptions\x12\x19\n\x11\x63lient_request_id\x18\x01 \x01(\t\x12\x1b\n\x03slo\x18\x02 \x01(\x0b\x32\x0e.millis.v1.Slo\x12,\n\x0c\x63\x61\x63he_policy\x18\x03 \x01(\x0e\x32\x16.millis.v1.CachePolicy\x12\x31\n\ntruncation\x18\x04 \x01(\x0e\x32\x1d.millis.v1.TruncationStrategy\x12\x16\n\x0einclude_timing\x18\x05 \x01(\x08\x12*\n\x0boffset_unit\x18\x06 \x01(\x0e\x32\x15.millis.v1.OffsetUnit\"G\n\x04Span\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\x12#\n\x04unit\x18\x03 \x01(\x0e\x32\x15.millis.v1.OffsetUnit\"]\n\x08ServedBy\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\"N\n\x05Usage\x12\x0e\n\x06inputs\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x15\n\rpadded_tokens\x18\x03 \x01(\r\x12\x0e\n\x06layers\x18\x04 \x01(\r\"\xe3\x01\n\x06Timing\x12(\n\x05total\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08tokenize\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05infer\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bpostprocess\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdd\x01\n\x0cResponseInfo\x12\x19\n\x11\x63lient_request_id\x18\x01 \x01(\t\x12&\n\tserved_by\x18\x02 \x01(\x0b\x32\x13.millis.v1.ServedBy\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.millis.v1.Usage\x12!\n\x06timing\x18\x04 \x01(\x0b\x32\x11.millis.v1.Timing\x12,\n\x0c\x63\x61\x63he_status\x18\x05 \x01(\x0e\x32\x16.millis.v1.CacheStatus\x12\x18\n\x10truncated_inputs\x18\x06 \x03(\r*\x85\x01\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x1c\n\x18TASK_TEXT_CLASSIFICATION\x10\x01\x12\x1d\n\x19TASK_TOKEN_CLASSIFICATION\x10\x02\x12\x12\n\x0eTASK_EMBEDDING\x10\x03\x12\x16\n\x12TASK_CROSS_ENCODER\x10\x04*\x81\x01\n\nOffsetUnit\x12\x1b\n\x17OFFSET_UNIT_UNSPECIFIED\x10\x00\x12\x1a\n\x16OFFSET_UNIT_CODE_POINT\x10\x01\x12\x19\n\x15OFFSET_UNIT_UTF8_BYTE\x10\x02\x12\x1f\n\x1bOFFSET_UNIT_UTF16_CODE_UNIT\x10\x03*\x94\x01\n\x12TruncationStrategy\x12#\n\x1fTRUNCATION_STRATEGY_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRUNCATION_STRATEGY_END\x10\x01\x12\x1d\n\x19TRUNCATION_STRATEGY_START\x10\x02\x12\x1d\n\x19TRUNCATION_STRATEGY_ERROR\x10\x03*x\n\x0b\x43\x61\x63hePolicy\x12\x1c\n\x18\x43\x41\x43HE_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41\x43HE_POLICY_DEFAULT\x10\x01\x12\x17\n\x13\x43\x41\x43HE_POLICY_BYPASS\x10\x02\x12\x18\n\x14\x43\x41\x43HE_POLICY_REFRESH\x10\x03*\xa8\x01\n\x0b\x43\x61\x63heStatus\x12\x1c\n\x18\x43\x41\x43HE_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41\x43HE_STATUS_DISABLED\x10\x01\x12\x14\n\x10\x43\x41\x43HE_STATUS_HIT\x10\x02\x12\x15\n\x11\x43\x41\x43HE_STATUS_MISS\x10\x03\x12\x18\n\x14\x43\x41\x43HE_STATUS_PARTIAL\x10\x04\x12\x19\n\x15\x43\x41\x43HE_STATUS_BYPASSED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15millis/v1/types.proto\x12\tmillis.v1\x1a\x1egoogle/protobuf/duration.proto\"b\n\x03Slo\x12\x31\n\x0elatency_target\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bmin_quality\x18\x02 \x01(\x02\x12\x13\n\x0bpin_variant\x18\x03 \x01(\t\"\xed\x01\n\x0eRequestOptions\x12\x19\n\x11\x63lient_request_id\x18\x01 \x01(\t\x12\x1b\n\x03slo\x18\x02 \x01(\x0b\x32\x0e.millis.v1.Slo\x12,\n\x0c\x63\x61\x63he_policy\x18\x03 \x01(\x0e\x32\x16.millis.v1.CachePolicy\x12\x31\n\ntruncation\x18\x04 \x01(\x0e\x32\x1d.millis.v1.TruncationStrategy\x12\x16\n\x0einclude_timing\x18\x05 \x01(\x08\x12*\n\x0boffset_unit\x18\x06 \x01(\x0e\x32\x15.millis.v1.OffsetUnit\"G\n\x04Span\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\x12#\n\x04unit\x18\x03 \x01(\x0e\x32\x15.millis.v1.OffsetUnit\"]\n\x08ServedBy\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\"h\n\x05Usage\x12\x0e\n\x06inputs\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x15\n\rpadded_tokens\x18\x03 \x01(\r\x12\x0e\n\x06layers\x18\x04 \x01(\r\x12\x18\n\x10generated_tokens\x18\x05 \x01(\r\"\xe3\x01\n\x06Timing\x12(\n\x05total\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08tokenize\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05infer\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bpostprocess\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdd\x01\n\x0cResponseInfo\x12\x19\n\x11\x63lient_request_id\x18\x01 \x01(\t\x12&\n\tserved_by\x18\x02 \x01(\x0b\x32\x13.millis.v1.ServedBy\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.millis.v1.Usage\x12!\n\x06timing\x18\x04 \x01(\x0b\x32\x11.millis.v1.Timing\x12,\n\x0c\x63\x61\x63he_status\x18\x05 \x01(\x0e\x32\x16.millis.v1.CacheStatus\x12\x18\n\x10truncated_inputs\x18\x06 \x03(\r*\x9f\x01\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x1c\n\x18TASK_TEXT_CLASSIFICATION\x10\x01\x12\x1d\n\x19TASK_TOKEN_CLASSIFICATION\x10\x02\x12\x12\n\x0eTASK_EMBEDDING\x10\x03\x12\x16\n\x12TASK_CROSS_ENCODER\x10\x04\x12\x18\n\x14TASK_TEXT_GENERATION\x10\x05*\x81\x01\n\nOffsetUnit\x12\x1b\n\x17OFFSET_UNIT_UNSPECIFIED\x10\x00\x12\x1a\n\x16OFFSET_UNIT_CODE_POINT\x10\x01\x12\x19\n\x15OFFSET_UNIT_UTF8_BYTE\x10\x02\x12\x1f\n\x1bOFFSET_UNIT_UTF16_CODE_UNIT\x10\x03*\x94\x01\n\x12TruncationStrategy\x12#\n\x1fTRUNCATION_STRATEGY_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRUNCATION_STRATEGY_END\x10\x01\x12\x1d\n\x19TRUNCATION_STRATEGY_START\x10\x02\x12\x1d\n\x19TRUNCATION_STRATEGY_ERROR\x10\x03*x\n\x0b\x43\x61\x63hePolicy\x12\x1c\n\x18\x43\x41\x43HE_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41\x43HE_POLICY_DEFAULT\x10\x01\x12\x17\n\x13\x43\x41\x43HE_POLICY_BYPASS\x10\x02\x12\x18\n\x14\x43\x41\x43HE_POLICY_REFRESH\x10\x03*\xa8\x01\n\x0b\x43\x61\x63heStatus\x12\x1c\n\x18\x43\x41\x43HE_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41\x43HE_STATUS_DISABLED\x10\x01\x12\x14\n\x10\x43\x41\x43HE_STATUS_HIT\x10\x02\x12\x15\n\x11\x43\x41\x43HE_STATUS_MISS\x10\x03\x12\x18\n\x14\x43\x41\x43HE_STATUS_PARTIAL\x10\x04\x12\x19\n\x15\x43\x41\x43HE_STATUS_BYPASSED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'millis.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TASK']._serialized_start=1111
-  _globals['_TASK']._serialized_end=1244
-  _globals['_OFFSETUNIT']._serialized_start=1247
-  _globals['_OFFSETUNIT']._serialized_end=1376
-  _globals['_TRUNCATIONSTRATEGY']._serialized_start=1379
-  _globals['_TRUNCATIONSTRATEGY']._serialized_end=1527
-  _globals['_CACHEPOLICY']._serialized_start=1529
-  _globals['_CACHEPOLICY']._serialized_end=1649
-  _globals['_CACHESTATUS']._serialized_start=1652
-  _globals['_CACHESTATUS']._serialized_end=1820
+  _globals['_TASK']._serialized_start=1137
+  _globals['_TASK']._serialized_end=1296
+  _globals['_OFFSETUNIT']._serialized_start=1299
+  _globals['_OFFSETUNIT']._serialized_end=1428
+  _globals['_TRUNCATIONSTRATEGY']._serialized_start=1431
+  _globals['_TRUNCATIONSTRATEGY']._serialized_end=1579
+  _globals['_CACHEPOLICY']._serialized_start=1581
+  _globals['_CACHEPOLICY']._serialized_end=1701
+  _globals['_CACHESTATUS']._serialized_start=1704
+  _globals['_CACHESTATUS']._serialized_end=1872
   _globals['_SLO']._serialized_start=68
   _globals['_SLO']._serialized_end=166
   _globals['_REQUESTOPTIONS']._serialized_start=169
@@ -51,9 +51,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVEDBY']._serialized_start=481
   _globals['_SERVEDBY']._serialized_end=574
   _globals['_USAGE']._serialized_start=576
-  _globals['_USAGE']._serialized_end=654
-  _globals['_TIMING']._serialized_start=657
-  _globals['_TIMING']._serialized_end=884
-  _globals['_RESPONSEINFO']._serialized_start=887
-  _globals['_RESPONSEINFO']._serialized_end=1108
+  _globals['_USAGE']._serialized_end=680
+  _globals['_TIMING']._serialized_start=683
+  _globals['_TIMING']._serialized_end=910
+  _globals['_RESPONSEINFO']._serialized_start=913
+  _globals['_RESPONSEINFO']._serialized_end=1134
 # @@protoc_insertion_point(module_scope)

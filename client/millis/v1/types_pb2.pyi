@@ -38,6 +38,8 @@ class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType],
     """One vector for a text; served by EmbedText, and by RankTexts as a bi-encoder."""
     TASK_CROSS_ENCODER: _Task.ValueType  # 4
     """One score for a query and a document read together; served by RankTexts."""
+    TASK_TEXT_GENERATION: _Task.ValueType  # 5
+    """Text that goes on from a prompt, token by token; served by GenerateText."""
 
 class Task(_Task, metaclass=_TaskEnumTypeWrapper):
     """Task is what a model answers. One model has one task; a model asked for
@@ -54,6 +56,8 @@ TASK_EMBEDDING: Task.ValueType  # 3
 """One vector for a text; served by EmbedText, and by RankTexts as a bi-encoder."""
 TASK_CROSS_ENCODER: Task.ValueType  # 4
 """One score for a query and a document read together; served by RankTexts."""
+TASK_TEXT_GENERATION: Task.ValueType  # 5
+"""Text that goes on from a prompt, token by token; served by GenerateText."""
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
 class _OffsetUnit:
@@ -385,6 +389,7 @@ class Usage(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     PADDED_TOKENS_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     inputs: _builtins.int
     """Number of inputs (texts, or query and document pairs) answered."""
     tokens: _builtins.int
@@ -402,6 +407,10 @@ class Usage(_message.Message):
     it. Only for a variant with early exits. Default: 0, as for a variant
     without, or when all was answered from the cache.
     """
+    generated_tokens: _builtins.int
+    """Number of tokens that were generated, over all answers. Only for GenerateText,
+    in its last message. Default: 0.
+    """
     def __init__(
         self,
         *,
@@ -409,10 +418,11 @@ class Usage(_message.Message):
         tokens: _builtins.int = ...,
         padded_tokens: _builtins.int = ...,
         layers: _builtins.int = ...,
+        generated_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "layers", b"layers", "padded_tokens", b"padded_tokens", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated_tokens", b"generated_tokens", "inputs", b"inputs", "layers", b"layers", "padded_tokens", b"padded_tokens", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

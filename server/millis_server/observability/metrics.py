@@ -7,7 +7,7 @@ it at each scrape. docs/metrics.md lists every metric.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
@@ -24,6 +24,9 @@ from prometheus_client.registry import Collector
 
 from millis_server.cache import AnswerCache
 from millis_server.catalogue import Catalogue, State
+from millis_server.generation import Finished
+from millis_server.observability.generation import GenerationMetrics, GenerationReadings
+from millis_server.triton.lane import Lane
 
 BUCKETS = (
     *(0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.006, 0.008),
@@ -42,12 +45,16 @@ class Metrics:
     Args:
         catalogue: the models; a name that is none of them never becomes a label, or callers could fill the memory.
         cache: read at each scrape.
-        decisions: of routing, by model, variant and cause; read at each scrape.
+        decisions: of routing, by model, variant and cause, of each path of requests; read at each scrape.
         pending: number of inputs being worked on, read at each scrape.
     """
 
     def __init__(
-        self, catalogue: Catalogue, cache: AnswerCache, decisions: Decisions, pending: Callable[[], int]
+        self,
+        catalogue: Catalogue,
+        cache: AnswerCache,
+        decisions: Sequence[Decisions],
+        pending: Callable[[], int],
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own
         self._catalogue = catalogue
@@ -70,6 +77,8 @@ class Metrics:
         # Series are looked up once and kept: `labels()` costs more than counting.
         self._calls: dict[tuple[str, str, str, str], tuple[Counter, Histogram]] = {}
         self._stages: dict[tuple[str, str], tuple[Histogram, Histogram]] = {}
+        self._generation = GenerationMetrics(self.registry)
+        self.registry.register(GenerationReadings(catalogue))
         self.registry.register(_Readings(catalogue, cache, decisions, pending))
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -113,6 +122,10 @@ class Metrics:
         stages[0].observe(queue)
         stages[1].observe(infer)
 
+    def generated(self, finished: Finished) -> None:
+        """Counts a generation that came to its end."""
+        self._generation.finished(finished)
+
     def _stage(self, name: str, meaning: str) -> Histogram:
         return Histogram(name, meaning, ("model", "variant"), registry=self.registry, buckets=BUCKETS)
 
@@ -121,7 +134,11 @@ class _Readings(Collector):
     """What is read off at a scrape. It runs on the scrape's thread: it only looks, and copies what may change."""
 
     def __init__(
-        self, catalogue: Catalogue, cache: AnswerCache, decisions: Decisions, pending: Callable[[], int]
+        self,
+        catalogue: Catalogue,
+        cache: AnswerCache,
+        decisions: Sequence[Decisions],
+        pending: Callable[[], int],
     ) -> None:
         self._catalogue = catalogue
         self._cache = cache
@@ -156,7 +173,7 @@ class _Readings(Collector):
         )
         padded = CounterMetricFamily("millis_padded_tokens", "Tokens of padding that it computed.", labels=labels)
         for variant in list(self._catalogue.variants.values()):
-            if (served := variant.current) is not None:
+            if (served := variant.current) is not None and isinstance(served.lane, Lane):
                 names = (variant.manifest.model, variant.manifest.variant, served.version)
                 real.add_metric(names, served.lane.tokens)
                 padded.add_metric(names, served.lane.padded_tokens)
@@ -170,7 +187,7 @@ class _Readings(Collector):
             labels=("model", "variant", "version", "layers"),
         )
         for variant in list(self._catalogue.variants.values()):
-            if (served := variant.current) is not None:
+            if (served := variant.current) is not None and isinstance(served.lane, Lane):
                 for layers, rows in list(served.lane.exits.items()):
                     names = (variant.manifest.model, variant.manifest.variant, served.version, str(layers))
                     exits.add_metric(names, rows)
@@ -182,8 +199,9 @@ class _Readings(Collector):
             "Requests by the variant that was chosen for them (none for a refused one) and why.",
             labels=("model", "variant", "cause"),
         )
-        for labels, count in list(self._decisions.items()):
-            routing.add_metric(labels, count)
+        for decisions in self._decisions:
+            for labels, count in list(decisions.items()):
+                routing.add_metric(labels, count)
         return routing
 
     def _cache_totals(self) -> Iterator[Metric]:

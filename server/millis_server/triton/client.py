@@ -12,8 +12,8 @@ from typing import Any
 from millis_server.errors import BackendFault, ModelUnavailable, Overloaded
 from millis_server.triton.connection import ConnectionFailed, ConnectionPool, HttpResponse
 
-CONTROL_TIMEOUT = 10.0
-"""Longest wait, in seconds, for calls that do no work."""
+CONTROL_TIMEOUT = 30.0
+"""Longest wait, in seconds, for calls that do no work: a machine that starts many models at once is slow to answer."""
 
 
 class StubDied(ModelUnavailable):

@@ -28,6 +28,9 @@ TAIL_LINES = 20
 EXIT_SECONDS = 10
 """How long Triton may take to finish before it is killed."""
 
+BACKENDS = {"backend": "millis", "generation_backend": "millis_generation"}
+"""Folders beside this file, and the names under which Triton finds them."""
+
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -37,7 +40,7 @@ class TritonFailed(RuntimeError):
 
 
 class EmbeddedTriton:
-    """A tritonserver process of our own, on a free loopback port, with the `millis` backend.
+    """A tritonserver process of our own, on free loopback ports, with our backends.
 
     Models are loaded on request only (`--model-control-mode=explicit`).
 
@@ -52,7 +55,12 @@ class EmbeddedTriton:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._port = _free_port()
+        self._port, self._grpc_port = _free_ports(2)
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port of its gRPC service."""
+        return f"127.0.0.1:{self._grpc_port}"
 
     @property
     def url(self) -> str:
@@ -132,7 +140,8 @@ class EmbeddedTriton:
             "--model-control-mode=explicit",
             # Configs are complete; completing them would start every model's process twice.
             "--disable-auto-complete-config",
-            "--allow-grpc=false",
+            "--grpc-address=127.0.0.1",
+            f"--grpc-port={self._grpc_port}",
             "--allow-metrics=false",
             "--http-address=127.0.0.1",
             f"--http-port={self._port}",
@@ -177,7 +186,7 @@ def _wheel() -> Path:
 
 
 def _install_backends(wheel: Path, target: Path) -> Path:
-    """Lays out the backend folder: Triton's Python backend with the stub of this Python, and `millis`.
+    """Lays out the backend folder: Triton's Python backend with the stub of this Python, and ours.
 
     They are copies because Triton refuses a backend library that a link leads out of its folder.
     """
@@ -190,7 +199,8 @@ def _install_backends(wheel: Path, target: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(wheel / "tritonserver" / "backends" / "python", target / "python", ignore=ignored)
     shutil.copy(stub, target / "python")
-    shutil.copytree(Path(__file__).parent / "backend", target / "millis", ignore=ignored)
+    for folder, name in BACKENDS.items():
+        shutil.copytree(Path(__file__).parent / folder, target / name, ignore=ignored)
     return target
 
 
@@ -208,11 +218,12 @@ def _environment(wheel: Path) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def _die_with_parent() -> None:

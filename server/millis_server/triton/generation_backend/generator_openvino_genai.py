@@ -1,0 +1,201 @@
+"""OpenVINO GenAI as an engine: continuous batching on the CPU, with paged memory, prefix caching and guided output.
+
+Its pipeline reads long prompts in parts between the tokens of other texts (chunked prefill, Agrawal et al. 2023,
+"SARATHI") and keeps the memory of tokens in pages (Kwon et al. 2023, "Efficient Memory Management for Large Language
+Model Serving with PagedAttention").
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+from random import getrandbits
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openvino as ov
+import openvino_genai as genai
+
+if TYPE_CHECKING:
+    from millis_server.triton.generation_backend.generator import (
+        GenerationFailed,
+        GeneratorOptions,
+        Guide,
+        InvalidRequest,
+        Piece,
+        Request,
+    )
+    from millis_server.triton.generation_backend.guide_check import GuideCheck
+else:
+    from generator import GenerationFailed, GeneratorOptions, Guide, InvalidRequest, Piece, Request
+    from guide_check import GuideCheck
+
+BLOCK_TOKENS = 32
+"""Tokens in one page of the pipeline's memory on a CPU."""
+
+LOOKUP_NGRAM = 3
+"""Longest run of tokens that prompt lookup searches the prompt for."""
+
+DRAFT_TOKENS = 3
+"""Tokens that a draft model guesses in each step."""
+
+NOT_FINISHED = genai.GenerationFinishReason.NONE
+FINISHES = {genai.GenerationFinishReason.STOP: "stop", genai.GenerationFinishReason.LENGTH: "length"}
+
+
+class OpenVinoGenerator:
+    """See `generator.Generator`.
+
+    Args:
+        folder: of the version: `openvino_model.xml`, and for guided output `openvino_tokenizer.xml`.
+        options: how it may use the machine.
+    """
+
+    def __init__(self, folder: Path, options: GeneratorOptions) -> None:
+        if options.device != "cpu":
+            raise ValueError(f"parameter device: openvino_genai runs on cpu here, not {options.device!r}")
+        self._options = options
+        self._pipeline = genai.ContinuousBatchingPipeline(
+            str(folder), _scheduler(options), "CPU", _properties(folder, options)
+        )
+        self._handles: dict[int, tuple[Any, Request]] = {}
+        guided = (folder / "openvino_tokenizer.xml").is_file()
+        self._guides = GuideCheck(folder) if guided else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do."""
+        return bool(self._pipeline.has_non_finished_requests())
+
+    def add(self, number: int, request: Request) -> None:
+        """Takes a request in."""
+        config = self._config(request)
+        prompt = ov.Tensor(np.asarray([request.prompt], np.int64))
+        try:
+            handle = self._pipeline.add_request(number, prompt, config)
+        except RuntimeError as error:
+            raise InvalidRequest(f"sampling_parameters: {_last_line(error)}") from error
+        self._handles[number] = handle, request
+
+    def step(self) -> list[Piece]:
+        """Makes about one token for each text."""
+        self._pipeline.step()
+        pieces: list[Piece] = []
+        for number, (handle, request) in list(self._handles.items()):
+            if handle.can_read():
+                found = self._read(number, handle, request)
+                pieces += found
+                if all(piece.finish for piece in found):
+                    del self._handles[number]
+            elif handle.get_status() == genai.GenerationStatus.IGNORED:
+                del self._handles[number]
+                raise GenerationFailed(number, "the engine has no memory left for it")
+        return pieces
+
+    def cancel(self, number: int) -> None:
+        """Drops a request."""
+        entry = self._handles.pop(number, None)
+        if entry is not None:
+            entry[0].cancel()
+
+    def _read(self, number: int, handle: Any, request: Request) -> list[Piece]:
+        # One text comes token by token, several come whole when all of them are ready.
+        outputs = handle.read()
+        ordered = [outputs[key] for key in sorted(outputs)]
+        if request.beams:
+            ordered.sort(key=lambda output: -output.score)
+        return [self._piece(number, place, output, request) for place, output in enumerate(ordered[: request.n])]
+
+    def _piece(self, number: int, sequence: int, output: Any, request: Request) -> Piece:
+        tokens = output.generated_ids
+        made = len(tokens)
+        finish = "" if output.finish_reason == NOT_FINISHED else FINISHES[output.finish_reason]
+        if finish == "stop" and tokens and tokens[-1] in self._options.eos:
+            tokens = tokens[:-1]
+        logprobs = output.generated_log_probs[: len(tokens)] if request.logprobs else ()
+        return Piece(number, sequence, tokens, logprobs, made, finish)
+
+    def _config(self, request: Request) -> Any:
+        config = genai.GenerationConfig()
+        config.eos_token_id = self._options.eos[0]
+        config.stop_token_ids = set(self._options.eos)
+        config.ignore_eos = request.ignore_eos
+        config.max_new_tokens = request.max_tokens
+        config.logprobs = int(request.logprobs)
+        config.repetition_penalty = request.repetition_penalty
+        config.presence_penalty = request.presence_penalty
+        config.frequency_penalty = request.frequency_penalty
+        config.num_return_sequences = request.n
+        if request.beams:
+            config.num_beams = request.beams
+        elif request.temperature > 0:
+            config.do_sample = True
+            config.temperature = request.temperature
+            config.top_p = request.top_p
+            config.min_p = request.min_p
+            if request.top_k:
+                config.top_k = request.top_k
+            # The pipeline's own default is the same for every request.
+            config.rng_seed = getrandbits(32) if request.seed is None else request.seed
+        if request.guide is not None:
+            config.structured_output_config = self._guide(request.guide)
+        if self._options.prompt_lookup and not request.beams and request.n == 1:
+            config.num_assistant_tokens = self._options.prompt_lookup
+            config.max_ngram_size = LOOKUP_NGRAM
+        elif self._options.draft:
+            config.num_assistant_tokens = DRAFT_TOKENS
+        return config
+
+    def _guide(self, guide: Guide) -> Any:
+        if self._guides is None:
+            raise InvalidRequest("guided_decoding: this version was published without a tokenizer for guided output")
+        wanted = _structured(guide)
+        if problem := self._guides.problem(wanted):
+            raise InvalidRequest(f"guided_decoding: {problem}")
+        return genai.StructuredOutputConfig(**{wanted[0]: wanted[1]})
+
+
+def load(folder: Path, options: GeneratorOptions) -> OpenVinoGenerator:
+    """See `generator.load_generator`."""
+    return OpenVinoGenerator(folder, options)
+
+
+@lru_cache(maxsize=256)
+def _structured(guide: Guide) -> tuple[str, str]:
+    """The field of StructuredOutputConfig that a guide becomes, with its value."""
+    if guide.kind == "json":
+        return "json_schema", str(guide.rule)
+    if guide.kind == "regex":
+        return "regex", str(guide.rule)
+    return "regex", "(" + "|".join(re.escape(choice) for choice in guide.rule) + ")"
+
+
+def _scheduler(options: GeneratorOptions) -> Any:
+    scheduler = genai.SchedulerConfig()
+    scheduler.max_num_batched_tokens = options.max_batched_tokens
+    scheduler.max_num_seqs = options.max_streams
+    # Each text may leave its last page nearly empty.
+    scheduler.num_kv_blocks = ceil(options.cache_tokens / BLOCK_TOKENS) + options.max_streams
+    scheduler.dynamic_split_fuse = True
+    scheduler.enable_prefix_caching = options.prefix_caching
+    return scheduler
+
+
+def _properties(folder: Path, options: GeneratorOptions) -> dict[str, Any]:
+    properties: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": options.threads,
+        "KV_CACHE_PRECISION": options.kv_cache_precision,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    if options.prompt_lookup:
+        properties["prompt_lookup"] = True
+    if options.draft:
+        properties["draft_model"] = genai.draft_model(str(folder / options.draft), "CPU")
+    return properties
+
+
+def _last_line(error: Exception) -> str:
+    """What the library says at the end of a message that begins with places in its own source."""
+    return str(error).strip().splitlines()[-1]

@@ -1,0 +1,171 @@
+"""Transformers as an engine: continuous batching on PyTorch with paged memory, for CUDA without vLLM.
+
+It needs nothing but torch and transformers and runs whatever architecture they have; on a CPU it is several times
+slower than OpenVINO and serves as the reference. Its manager steps in a thread of its own, so a step here waits for
+what that thread has made. Greedy texts and drawn ones have a manager each: drawing is a setting of the whole manager.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from pathlib import Path
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+
+if TYPE_CHECKING:
+    from millis_server.triton.generation_backend.generator import (
+        GenerationFailed,
+        GeneratorOptions,
+        InvalidRequest,
+        Piece,
+        Request,
+    )
+else:
+    from generator import GenerationFailed, GeneratorOptions, InvalidRequest, Piece, Request
+
+PAGE_TOKENS = 32
+WAIT_SECONDS = 0.05
+"""Longest wait of one step; requests and cancels are looked at between steps."""
+
+DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
+
+
+class TransformersGenerator:
+    """See `generator.Generator`.
+
+    Args:
+        folder: of the version: a Hugging Face checkpoint.
+        options: how it may use the machine.
+    """
+
+    def __init__(self, folder: Path, options: GeneratorOptions) -> None:
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("parameter device is 'cuda', and PyTorch finds no CUDA device here")
+        torch.set_num_threads(options.threads)
+        self._options = options
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[options.device], attn_implementation="sdpa")
+        self._model: Any = model.to(options.device).eval()
+        self._managers: dict[bool, Any] = {}
+        self._under_way: dict[str, tuple[int, Request, int]] = {}
+        """By the manager's name of a request: our number, the request, and how many of its tokens were handed out."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do."""
+        return bool(self._under_way)
+
+    def add(self, number: int, request: Request) -> None:
+        """Takes a request in."""
+        _refuse_what_it_has_not(request)
+        draws = request.temperature > 0
+        wishes: dict[str, Any] = {}
+        if draws:
+            top_k = request.top_k or self._model.config.vocab_size
+            wishes = {"temperature": request.temperature, "top_p": request.top_p, "top_k": top_k}
+        name = f"{int(draws)}-{number}"
+        self._manager(draws).add_request(
+            list(request.prompt),
+            request_id=name,
+            max_new_tokens=request.max_tokens,
+            streaming=True,
+            eos_token_id=-1 if request.ignore_eos else list(self._options.eos),
+            **wishes,
+        )
+        self._under_way[name] = number, request, 0
+
+    def step(self) -> list[Piece]:
+        """Hands out what the managers have made; waits for something when there is nothing yet."""
+        pieces: list[Piece] = []
+        wait = WAIT_SECONDS / max(len(self._managers), 1)
+        for manager in self._managers.values():
+            output = _result(manager, wait)
+            while output is not None:
+                pieces += self._read(output)
+                output = _result(manager, 0)
+        return sorted(pieces, key=lambda piece: piece.number)
+
+    def cancel(self, number: int) -> None:
+        """Drops a request."""
+        for name, (known, _, _) in list(self._under_way.items()):
+            if known == number:
+                del self._under_way[name]
+                self._managers[name.startswith("1")].cancel_request(name)
+
+    def _read(self, output: Any) -> list[Piece]:
+        entry = self._under_way.get(output.request_id)
+        if entry is None:
+            return []
+        number, request, known = entry
+        if output.error is not None:
+            del self._under_way[output.request_id]
+            raise GenerationFailed(number, str(output.error))
+        made = output.generated_tokens
+        tokens, logprobs = made[known:], output.logprobs[known:] if request.logprobs else []
+        finish = ""
+        if output.is_finished():
+            del self._under_way[output.request_id]
+            ended = bool(made) and made[-1] in self._options.eos and not request.ignore_eos
+            finish = "stop" if ended else "length"
+            if ended:
+                tokens = tokens[:-1]
+        else:
+            self._under_way[output.request_id] = number, request, len(made)
+        if len(made) == known and not finish:
+            return []
+        return [Piece(number, 0, list(tokens), list(logprobs[: len(tokens)]), len(made) - known, finish)]
+
+    def _manager(self, draws: bool) -> Any:
+        """The manager for greedy texts, or for drawn ones; each takes its memory when it is first needed."""
+        if draws not in self._managers:
+            options = self._options
+            # Processors exist for what differs from its default here; each request brings its own values.
+            rules = {"temperature": 0.9, "top_p": 0.9, "top_k": 50} if draws else {}
+            eos = list(options.eos)
+            sampling = GenerationConfig(do_sample=draws, max_new_tokens=1, eos_token_id=eos, **rules)
+            batching = ContinuousBatchingConfig(
+                page_size=PAGE_TOKENS,
+                num_blocks=ceil(options.cache_tokens / PAGE_TOKENS) + options.max_streams,
+                max_batch_tokens=options.max_batched_tokens,
+                max_requests_per_batch=options.max_streams,
+                allow_block_sharing=options.prefix_caching,
+                use_cuda_graph=options.device == "cuda",
+                return_logprobs=True,
+                per_request_processors=draws,
+            )
+            manager = self._model.init_continuous_batching(
+                generation_config=sampling, continuous_batching_config=batching
+            )
+            manager.start()
+            self._managers[draws] = manager
+        return self._managers[draws]
+
+
+def load(folder: Path, options: GeneratorOptions) -> TransformersGenerator:
+    """See `generator.load_generator`."""
+    return TransformersGenerator(folder, options)
+
+
+def _result(manager: Any, wait: float) -> Any:
+    try:
+        return manager.get_result(timeout=wait) if wait else manager.output_router.output_queue.get_nowait()
+    except Empty:
+        return None
+
+
+def _refuse_what_it_has_not(request: Request) -> None:
+    asked = {
+        "n": request.n > 1,
+        "beams": request.beams > 0,
+        "guided_decoding": request.guide is not None,
+        "sampling.seed": request.seed is not None and request.temperature > 0,
+        "sampling.min_p": request.min_p != 0,
+        "sampling.repetition_penalty": request.repetition_penalty != 1,
+        "sampling.presence_penalty": request.presence_penalty != 0,
+        "sampling.frequency_penalty": request.frequency_penalty != 0,
+    }
+    for name, is_set in asked.items():
+        if is_set:
+            raise InvalidRequest(f"{name}: is set, and the engine transformers has no such rule for a single request")

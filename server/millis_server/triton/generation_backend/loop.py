@@ -1,0 +1,134 @@
+"""The thread that steps the engine, takes requests in between steps, and hands out what each step made.
+
+The engine's library may hold the interpreter lock for the whole of a step, so nothing else can happen in this process
+meanwhile: requests come in, and callers who left are noticed, between two steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from millis_server.triton.generation_backend.generator import (
+        GenerationFailed,
+        Generator,
+        InvalidRequest,
+        Piece,
+        Request,
+    )
+else:
+    from generator import GenerationFailed, Generator, InvalidRequest, Piece, Request
+
+
+SWITCH_SECONDS = 0.0005
+"""How soon a thread that waits for the interpreter lock may have it; Python's own 5 ms is several steps of a small
+model."""
+
+
+class EngineFailed(RuntimeError):
+    """The engine is in no state to go on from."""
+
+
+class Receiver(Protocol):
+    """Who gets what is made for one request."""
+
+    request: Request
+
+    def take(self, pieces: Sequence[Piece]) -> bool:
+        """Takes in what a step made for the request; returns whether it wants more."""
+
+    def left(self) -> bool:
+        """Whether the caller has gone."""
+
+    def fail(self, error: Exception, cancelled: bool = False) -> None:
+        """Ends with an error."""
+
+
+class Loop:
+    """Steps an engine while it has work.
+
+    Args:
+        generator: the engine.
+        say: writes a line to the log.
+    """
+
+    def __init__(self, generator: Generator, say: Callable[[str], None]) -> None:
+        self._generator = generator
+        self._say = say
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+        self._arrived: list[Receiver] = []
+        self._under_way: dict[int, Receiver] = {}
+        self._stopping = False
+        sys.setswitchinterval(SWITCH_SECONDS)
+        self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
+        self._thread.start()
+
+    def submit(self, receivers: Sequence[Receiver]) -> None:
+        """Takes requests in; called from Triton's thread."""
+        with self._changed:
+            self._arrived += receivers
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Ends the thread; Triton has no request left by then."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._arrived or self._stopping or self._generator.busy):
+                    self._changed.wait()
+                if self._stopping:
+                    return
+                arrived, self._arrived = self._arrived, []
+            for receiver in arrived:
+                self._add(receiver)
+            self._step()
+
+    def _add(self, receiver: Receiver) -> None:
+        number = next(self._numbers)
+        try:
+            self._generator.add(number, receiver.request)
+        except InvalidRequest as error:
+            receiver.fail(error)
+            return
+        self._under_way[number] = receiver
+
+    def _step(self) -> None:
+        if not self._generator.busy:
+            return
+        try:
+            pieces = self._generator.step()
+        except GenerationFailed as error:
+            self._under_way.pop(error.number).fail(error)
+            return
+        except Exception as error:  # whatever the engine raises, it is no longer in a state to go on from
+            self._give_up(error)
+            return
+        for number, group in itertools.groupby(pieces, key=lambda piece: piece.number):
+            if not self._under_way[number].take(list(group)):
+                del self._under_way[number]
+                self._generator.cancel(number)
+        for number, receiver in list(self._under_way.items()):
+            if receiver.left():
+                del self._under_way[number]
+                self._generator.cancel(number)
+                receiver.fail(RuntimeError("the caller left"), cancelled=True)
+
+    def _give_up(self, error: Exception) -> None:
+        """Ends the process: Triton answers for it until the gateway has it loaded anew."""
+        self._say(f"the engine failed and is started again: {type(error).__name__}: {error}")
+        for receiver in (*self._under_way.values(), *self._arrived):
+            receiver.fail(EngineFailed(str(error)))
+        self._under_way.clear()
+        # Nothing is flushed or joined: the library's own threads may hang in the step that failed.
+        os._exit(1)

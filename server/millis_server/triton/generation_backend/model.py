@@ -1,0 +1,93 @@
+"""Triton's Python-based backend `millis_generation`: text from language models, streamed.
+
+It is decoupled: `execute` only hands requests to the thread that steps the engine (loop.py), and responses go out as
+tokens come. Its tensors are those of Triton's vLLM backend, so that one client can drive both: `text_input`, `stream`,
+`sampling_parameters` (JSON; the names and defaults of vLLM's SamplingParams) in, `text_output` and what the `return_*`
+flags ask for out. Beside these it takes `prompt_token_ids` instead of a text, and gives `token_ids`,
+`token_logprobs` and `sequence` (which of `n` texts) with every piece.
+
+This folder is loaded by Triton's stub process, not by the gateway, and depends on numpy, tokenizers and the engine.
+The config's parameters: `engine` and those of `GeneratorOptions` (generator.py).
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tokenizers
+import triton_python_backend_utils as pb_utils
+
+if TYPE_CHECKING:
+    from millis_server.triton.generation_backend.generator import (
+        GENERATORS,
+        GeneratorOptions,
+        InvalidRequest,
+        load_generator,
+    )
+    from millis_server.triton.generation_backend.loop import Loop
+    from millis_server.triton.generation_backend.parameters import read_request
+    from millis_server.triton.generation_backend.responses import Stream, failure
+else:
+    from generator import GENERATORS, GeneratorOptions, InvalidRequest, load_generator
+    from loop import Loop
+    from parameters import read_request
+    from responses import Stream, failure
+
+
+class TritonPythonModel:
+    """One version of one model."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Loads the model; an exception here makes Triton refuse the version with its message."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        folder = Path(args["model_repository"]) / args["model_version"]
+        generation = json.loads((folder / "manifest.json").read_text("utf-8"))["generation"]
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        options = _options(parameters, tuple(generation["eos_ids"]))
+        generator = load_generator(_text(parameters, "engine", GENERATORS[0]), folder, options)
+        self._loop = Loop(generator, pb_utils.Logger.log_error)
+
+    def execute(self, requests: list[Any]) -> None:
+        """Takes requests in; one that cannot be read fails alone."""
+        streams = []
+        for request in requests:
+            try:
+                asked = read_request(request, self._tokenizer)
+            except (InvalidRequest, ValueError) as error:
+                failure(request.get_response_sender(), error)
+                continue
+            streams.append(Stream(request.get_response_sender(), asked, self._tokenizer))
+        self._loop.submit(streams)
+
+    def finalize(self) -> None:
+        """Ends the thread of the engine."""
+        self._loop.stop()
+
+
+def _options(parameters: dict[str, dict[str, str]], eos: tuple[int, ...]) -> GeneratorOptions:
+    standard = GeneratorOptions()
+    return GeneratorOptions(
+        threads=_count(parameters, "threads", standard.threads),
+        device=_text(parameters, "device", standard.device),
+        max_streams=_count(parameters, "max_streams", standard.max_streams),
+        cache_tokens=_count(parameters, "cache_tokens", standard.cache_tokens),
+        max_batched_tokens=_count(parameters, "max_batched_tokens", standard.max_batched_tokens),
+        kv_cache_precision=_text(parameters, "kv_cache_precision", standard.kv_cache_precision),
+        prefix_caching=_text(parameters, "prefix_caching", "true") == "true",
+        prompt_lookup=_count(parameters, "prompt_lookup", standard.prompt_lookup, lowest=0),
+        draft=_text(parameters, "draft", standard.draft),
+        eos=eos,
+    )
+
+
+def _count(parameters: dict[str, dict[str, str]], name: str, default: int, lowest: int = 1) -> int:
+    text = _text(parameters, name, str(default))
+    if not text.isdecimal() or int(text) < lowest:
+        raise ValueError(f"parameter {name} must be a whole number of at least {lowest}, not {text!r}")
+    return int(text)
+
+
+def _text(parameters: dict[str, dict[str, str]], name: str, default: str) -> str:
+    return parameters.get(name, {}).get("string_value", default)
