@@ -71,6 +71,13 @@ def bytes_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def write_engine_tokenizer(folder: Path) -> None:
+    """Writes the tokenizer in the form that OpenVINO GenAI reads."""
+    names = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+    for name, graph in zip(names, convert_tokenizer(bytes_tokenizer(), with_detokenizer=True), strict=True):
+        openvino.save_model(graph, folder / name)
+
+
 def language_model(family: str) -> PreTrainedModel:
     """A model with weights large enough that the most likely token is never in doubt."""
     set_seed(7)
@@ -115,12 +122,7 @@ def publish_language_model(
         folder.mkdir()
         convert(model, folder)
         tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-        for file, graph in zip(
-            ("openvino_tokenizer.xml", "openvino_detokenizer.xml"),
-            convert_tokenizer(tokenizer, with_detokenizer=True),
-            strict=True,
-        ):
-            openvino.save_model(graph, folder / file)
+        write_engine_tokenizer(folder)
         prompt = prompts(1, seed=5)[0]
         checks = (GreedyCheck(prompt=tuple(prompt), expected=tuple(greedy(model, prompt, 8))),) if check else ()
         manifest = Manifest(

@@ -70,15 +70,16 @@ class MillisProtocol:
         outputs = _outputs(response)
         if "text_output" not in outputs:
             return []
-        sequence = outputs.get("sequence")
+        tokens = np.frombuffer(outputs["token_ids"], np.int32).tolist()
+        made = outputs.get("num_output_tokens")
         return [
             Chunk(
-                int.from_bytes(sequence, "little") if sequence else 0,
+                int.from_bytes(outputs.get("sequence", b""), "little"),
                 outputs["text_output"][4:].decode(),
-                np.frombuffer(outputs["token_ids"], np.int32).tolist(),
+                tokens,
                 np.frombuffer(outputs.get("token_logprobs", b""), np.float32).tolist(),
-                int.from_bytes(outputs["num_output_tokens"], "little"),
-                _finish(outputs["finish_reason"][4:].decode()),
+                int.from_bytes(made, "little") if made else len(tokens),
+                _finish(outputs.get("finish_reason", b"")[4:].decode()),
             )
         ]
 

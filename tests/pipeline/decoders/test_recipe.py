@@ -16,6 +16,7 @@ SCRATCH = (
     "architecture: {hidden_size: 64, layers: 4, heads: 4, intermediate_size: 96, vocabulary: 400, context: 128}\n"
 )
 VARIANTS = CHECKPOINT + "variants:\n  - {name: fp32}\n"
+ONE_PLAIN = "exactly one must be, {name: fp32}, the reference that is always published"
 RECIPES = Path(__file__).parents[3] / "pipeline" / "recipes"
 
 
@@ -89,11 +90,11 @@ def test_defaults_fit_what_is_trained(tmp_path: Path) -> None:
         ),
         (
             CHECKPOINT + "variants:\n  - {weights: int8}\n",
-            "variants: without steps are none; exactly one must be, {name: fp32}, the reference that is always published",
+            "variants: without steps are none; " + ONE_PLAIN,
         ),
         (
             CHECKPOINT + "variants:\n  - {name: whole}\n",
-            "variants: without steps are whole; exactly one must be, {name: fp32}, the reference that is always published",
+            "variants: without steps are whole; " + ONE_PLAIN,
         ),
         (VARIANTS + "  - {name: fp32, weights: int8}\n", "variants: the name 'fp32' appears 2 times"),
         (VARIANTS + "  - {weights: int2}\n", "variants.1.weights: Input should be 'fp32', 'int8' or 'int4'"),

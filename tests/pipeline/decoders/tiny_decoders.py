@@ -48,7 +48,12 @@ FAMILIES = {
     "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=16),
     "mistral": lambda: transformers.MistralConfig(**SIZES, sliding_window=None),
     "gemma": lambda: transformers.GemmaConfig(**SIZES, head_dim=16),
-    "gemma3": lambda: transformers.Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=96),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **SIZES,
+        head_dim=16,
+        sliding_window=96,
+        tie_word_embeddings=False,  # tied, it repeats its last token
+    ),
     "gpt2": lambda: transformers.GPT2Config(**GPT2),
     "phi": lambda: transformers.PhiConfig(**SIZES),
     "phi3": lambda: transformers.Phi3Config(**SIZES, original_max_position_embeddings=CONTEXT),

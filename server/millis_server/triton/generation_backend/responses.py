@@ -76,6 +76,7 @@ class Stream:
         made = sum(piece.made for piece in pieces)
         tokens = [token for piece in pieces for token in piece.tokens]
         logprobs = [value for piece in pieces for value in piece.logprobs]
+        # A tensor costs time in every piece of every text, so what says nothing is left out.
         tensors = [
             pb_utils.Tensor("text_output", np.array(["".join(texts).encode()], np.object_)),
             pb_utils.Tensor("token_ids", np.array(tokens, np.int32)),
@@ -85,10 +86,9 @@ class Stream:
         if logprobs:
             tensors.append(pb_utils.Tensor("token_logprobs", np.array(logprobs, np.float32)))
         flags = self._asked.flags
-        if "finish_reason" in flags:
-            # vLLM says "None" while a text goes on.
-            tensors.append(pb_utils.Tensor("finish_reason", np.array([(last.finish or "None").encode()], np.object_)))
-        if "num_output_tokens" in flags:
+        if last.finish and "finish_reason" in flags:
+            tensors.append(pb_utils.Tensor("finish_reason", np.array([last.finish.encode()], np.object_)))
+        if made != len(tokens) and "num_output_tokens" in flags:
             tensors.append(pb_utils.Tensor("num_output_tokens", np.array([made], np.uint32)))
         if "num_input_tokens" in flags:
             tensors.append(pb_utils.Tensor("num_input_tokens", np.array([len(self.request.prompt)], np.uint32)))

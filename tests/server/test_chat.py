@@ -1,0 +1,33 @@
+import pytest
+
+from millis_server.chat import ChatTemplates, TemplateFailed
+
+MESSAGES = [{"role": "user", "content": "5 < 6 & 'so'"}]
+
+
+def test_a_template_is_rendered_as_transformers_does():
+    template = (
+        "{{ bos_token }}{% for message in messages %}\n  {{ message.role }}: {{ message['content'] | trim }}\n"
+        "{% endfor %}\n{% if add_generation_prompt %}assistant:{% endif %}{{ {'a': '<ü>'} | tojson }}"
+    )
+    transformers = pytest.importorskip("transformers.utils.chat_template_utils")
+    theirs, _ = transformers.render_jinja_template(
+        conversations=[MESSAGES], chat_template=template, add_generation_prompt=True, bos_token="<s>"
+    )
+    assert ChatTemplates().render(template, MESSAGES, {"bos_token": "<s>"}) == theirs[0]
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ raise_exception('only user messages') }}", "only user messages"),
+        ("{{ messages[0].__class__.__mro__ }}", "access to attribute '__class__' of 'dict' object is unsafe."),
+        ("{% for", "unexpected 'end of template'"),
+        ("{{ nothing.at.all }}", "'nothing' is undefined"),
+        ("{% for i in range(99999) %}{{ '%1000s' | format('') }}{% endfor %}", "it makes more than 4194304"),
+    ],
+)
+def test_a_template_that_refuses_breaks_or_means_harm_is_told_in_one_line(template, problem):
+    with pytest.raises(TemplateFailed) as caught:
+        ChatTemplates().render(template, MESSAGES, {})
+    assert str(caught.value).startswith(problem)

@@ -1,0 +1,117 @@
+"""The engines of the generating backend, in this process and without Triton."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import tiny_generation as tiny
+from tests.server.triton.generation_backend import backend
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.language_model("llama")
+
+
+@pytest.fixture(scope="module")
+def folders(model, tmp_path_factory) -> dict[str, Path]:
+    """What each engine loads, with a draft model inside."""
+    from millis_pipeline.decoders.convert import convert
+
+    folder = tmp_path_factory.mktemp("generators")
+    for name in ("openvino", "drafted", "drafted/draft", "transformers"):
+        (folder / name).mkdir()
+    convert(model, folder / "openvino")
+    for drafted in (folder / "drafted", folder / "drafted" / "draft"):
+        convert(model, drafted)
+        tiny.write_engine_tokenizer(drafted)
+    model.save_pretrained(folder / "transformers")
+    return {
+        "openvino_genai": folder / "openvino",
+        "drafted": folder / "drafted",
+        "transformers": folder / "transformers",
+    }
+
+
+def options(**wanted):
+    standard = {"threads": 2, "eos": (tiny.EOS,), "kv_cache_precision": "f32"}
+    return backend("generator").GeneratorOptions(**(standard | wanted))
+
+
+def run(generator, requests) -> dict[int, list[int]]:
+    made: dict[int, list[int]] = {}
+    waiting = list(enumerate(requests))
+    while waiting or generator.busy:
+        if waiting:
+            generator.add(*waiting.pop(0))
+        for piece in generator.step():
+            made.setdefault(piece.number, []).extend(piece.tokens)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("engine", "wanted"),
+    [
+        ("openvino_genai", {}),
+        ("openvino_genai", {"prompt_lookup": 4}),
+        ("openvino_genai", {"draft": "draft"}),
+        ("transformers", {}),
+    ],
+)
+def test_greedy_tokens_are_those_of_transformers(folders, model, engine, wanted):
+    request = backend("generator").Request
+    prompts = tiny.prompts(4, seed=2)
+    folder = folders["drafted" if "draft" in wanted else engine]
+    generator = backend("generator").load_generator(engine, folder, options(**wanted))
+    made = run(generator, [request(prompt, 24, 0.0, ignore_eos=True) for prompt in prompts])
+    assert made == {number: tiny.greedy(model, prompt, 24) for number, prompt in enumerate(prompts)}
+
+
+@pytest.mark.parametrize("engine", ["openvino_genai", "transformers"])
+def test_a_cancelled_request_is_forgotten_and_the_others_go_on(folders, model, engine):
+    request = backend("generator").Request
+    prompts = tiny.prompts(2, seed=4)
+    generator = backend("generator").load_generator(engine, folders[engine], options())
+    for number, prompt in enumerate(prompts):
+        generator.add(number, request(prompt, 40, 0.0, ignore_eos=True))
+    made: list[int] = []
+    cancelled = False
+    while generator.busy:
+        for piece in generator.step():
+            if piece.number == 1:
+                made += piece.tokens
+            assert piece.number == 1 or not cancelled
+        if not cancelled:
+            generator.cancel(0)
+            generator.cancel(7)
+            cancelled = True
+    assert made == tiny.greedy(model, prompts[1], 40)
+
+
+def test_what_an_engine_has_not_is_refused_by_name(folders):
+    request = backend("generator").Request
+    invalid = backend("generator").InvalidRequest
+    generator = backend("generator").load_generator("transformers", folders["transformers"], options())
+    with pytest.raises(invalid, match=r"^n: is set, and the engine transformers has no such rule"):
+        generator.add(0, request([5], n=2))
+    generator = backend("generator").load_generator("openvino_genai", folders["openvino_genai"], options())
+    guide = backend("generator").Guide("regex", "a+")
+    with pytest.raises(invalid, match="this version was published without a tokenizer for guided output"):
+        generator.add(0, request([5], guide=guide))
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "problem"),
+    [
+        ("torch", {}, "parameter engine must be one of openvino_genai, transformers, not 'torch'"),
+        ("openvino_genai", {"device": "cuda"}, "parameter device: openvino_genai runs on cpu here, not 'cuda'"),
+        ("transformers", {"device": "cuda"}, "parameter device is 'cuda', and PyTorch finds no CUDA device here"),
+    ],
+)
+def test_an_engine_that_cannot_be_had_is_told_in_one_line(folders, name, wanted, problem):
+    with pytest.raises(ValueError, match=f"^{problem}$"):
+        backend("generator").load_generator(name, folders.get(name, Path()), options(**wanted))
