@@ -22,12 +22,14 @@ class Running:
 
     Attributes:
         target: host:port of the gateway.
-        triton: host:port of its Triton; empty when it is attached to another one.
+        triton: host:port of its Triton's HTTP service; empty when it is attached to another one.
+        triton_grpc: host:port of its gRPC service.
         process: the gateway's.
     """
 
     target: str
     triton: str
+    triton_grpc: str
     process: subprocess.Popen[str]
 
 
@@ -52,18 +54,18 @@ def running_gateway(repository: Path, *options: str) -> Iterator[Running]:
                 raise RuntimeError("the gateway did not start:\n" + "".join(lines))
             with millis.Client(found[1]) as client:
                 client.wait_ready(timeout=START_SECONDS)
-            yield Running(found[1], triton_of(process.pid), process)
+            yield Running(found[1], triton_of(process.pid, "http"), triton_of(process.pid, "grpc"), process)
         finally:
             process.terminate()
             process.communicate(timeout=START_SECONDS)
 
 
-def triton_of(gateway: int) -> str:
-    """host:port of a gateway's Triton, from its command line; empty when it has none of its own."""
+def triton_of(gateway: int, service: str) -> str:
+    """host:port of a service of a gateway's Triton, from its command line; empty when it has none of its own."""
     for child in children(gateway):
         command = Path(f"/proc/{child}/cmdline").read_text().split("\0")
         for argument in command:
-            if argument.startswith("--http-port="):
+            if argument.startswith(f"--{service}-port="):
                 return "127.0.0.1:" + argument.partition("=")[2]
     return ""
 

@@ -58,7 +58,9 @@ def generation_config(manifest: Manifest, generation: Generation) -> triton.Mode
     kinds = TENSORRT_INPUTS if generation.protocol == "tensorrt-llm" else VLLM_INPUTS
     for name, kind in kinds.items():
         dims = -1 if name == "sampling_param_stop" else 1
-        config.input.add(name=name, data_type=kind, dims=[dims], optional=name != "text_input")
+        config.input.add(
+            name=name, data_type=kind, dims=[dims], optional=generation.protocol == "millis" or name != "text_input"
+        )
     outputs = dict(OUTPUTS)
     if generation.protocol == "tensorrt-llm":
         outputs = {name: OUTPUTS[name] for name in ("text_output", "finish_reason")}
@@ -72,12 +74,20 @@ def generation_config(manifest: Manifest, generation: Generation) -> triton.Mode
     return config
 
 
+def kv_cache_precision(variant: str) -> str:
+    """Precision of the engine's memory: f32 makes the tokens of fp32 weights exactly PyTorch's, and costs memory."""
+    return "f32" if variant == "fp32" else "u8"
+
+
 def _add_millis(config: triton.ModelConfig, manifest: Manifest, generation: Generation) -> None:
     """What our backend has beside vLLM's tensors, and its parameters."""
-    config.input.add(name="prompt_token_ids", data_type=triton.TYPE_INT32, dims=[-1], optional=True)
-    config.output.add(name="token_ids", data_type=triton.TYPE_INT32, dims=[-1])
-    config.output.add(name="token_logprobs", data_type=triton.TYPE_FP32, dims=[-1])
-    config.output.add(name="sequence", data_type=triton.TYPE_INT32, dims=[1])
+    inputs = {"prompt_token_ids": (triton.TYPE_INT32, -1), "session": (triton.TYPE_STRING, 1)}
+    inputs |= dict.fromkeys(("number", "cancel"), (triton.TYPE_INT32, 1))
+    for name, (kind, dims) in inputs.items():
+        config.input.add(name=name, data_type=kind, dims=[dims], optional=True)
+    outputs = {"token_ids": triton.TYPE_INT32, "token_logprobs": triton.TYPE_FP32, "pieces": triton.TYPE_INT32}
+    for name, kind in outputs.items():
+        config.output.add(name=name, data_type=kind, dims=[-1])
     config.instance_group.add(kind=triton.ModelInstanceGroup.KIND_CPU, count=1)
     parameters = {
         "engine": ENGINE,
@@ -85,8 +95,7 @@ def _add_millis(config: triton.ModelConfig, manifest: Manifest, generation: Gene
         "max_streams": str(generation.max_streams),
         "cache_tokens": str(generation.cache_tokens),
         "max_batched_tokens": str(BATCHED_TOKENS),
-        # What makes the tokens of fp32 weights exactly those of PyTorch, and costs memory.
-        "kv_cache_precision": "f32" if manifest.variant == "fp32" else "u8",
+        "kv_cache_precision": kv_cache_precision(manifest.variant),
         "prefix_caching": "true",
         "prompt_lookup": "0",
     }

@@ -85,10 +85,9 @@ def failed(message: str) -> triton.ModelStreamInferResponse:
 
 
 @asynccontextmanager
-async def streams(protocol: Protocol, answer: Answer) -> AsyncIterator[tuple[Streams, StandIn]]:
+async def serving(servicer: Any, protocol: Protocol) -> AsyncIterator[Streams]:
     server = grpc.aio.server()
-    stand_in = StandIn(answer)
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(stand_in, server)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     channel = TritonStreams(f"127.0.0.1:{port}")
@@ -105,10 +104,17 @@ async def streams(protocol: Protocol, answer: Answer) -> AsyncIterator[tuple[Str
         ),
     )
     try:
-        yield Streams(channel, manifest, "3", 8, 5.0), stand_in
+        yield Streams(channel, manifest, "3", 8, 5.0)
     finally:
         await channel.close()
         await server.stop(None)
+
+
+@asynccontextmanager
+async def streams(protocol: Protocol, answer: Answer) -> AsyncIterator[tuple[Streams, StandIn]]:
+    stand_in = StandIn(answer)
+    async with serving(stand_in, protocol) as way:
+        yield way, stand_in
 
 
 async def generated(protocol: Protocol, answer: Answer, task: TextGeneration) -> tuple[list[Chunk], dict[str, Any]]:
@@ -200,72 +206,182 @@ async def test_what_a_backend_has_not_is_refused_before_it_is_asked(protocol, ta
     assert (caught.value.field, stand_in.requests) == (field, [])
 
 
+Said = list[triton.ModelStreamInferResponse]
+
+
+class SessionStandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Speaks as our backend does: a session opens, texts are asked for in it, and it answers for all of them."""
+
+    def __init__(self, say: Callable[[list[int]], Said], alive: bool = True) -> None:
+        self._say = say
+        self._alive = alive
+        self.requests: list[dict[str, Any]] = []
+        self.ended = asyncio.Event()
+
+    async def ModelStreamInfer(self, request_iterator, context):  # noqa: N802
+        numbers: list[int] = []
+        async for request in request_iterator:
+            asked = plain(request)
+            if "session" not in asked:  # the question whether it lives
+                yield failed("InvalidRequest: text_input: is empty" if self._alive else "Stub process is not healthy.")
+                return
+            self.requests.append(asked)
+            if asked.get("cancel", 0) == -1:
+                self.ended.set()
+                return
+            if "number" in asked:
+                numbers.append(asked["number"])
+                for message in self._say(numbers):
+                    yield message
+
+
+def pieces(*said: tuple[int, str, list[int], str]) -> triton.ModelStreamInferResponse:
+    """A response of a session: number, text, tokens and how it ended."""
+    finishes = {"": 0, "stop": 1, "length": 2, "failed": 3}
+    described = [(number, 0, len(tokens), 0, len(tokens), finishes[finish]) for number, _, tokens, finish in said]
+    return response(
+        pieces=[value for piece in described for value in piece],
+        text_output=[text for _, text, _, _ in said],
+        token_ids=[token for _, _, tokens, _ in said for token in tokens],
+    )
+
+
+@asynccontextmanager
+async def session(say: Callable[[list[int]], Said], alive: bool = True):
+    stand_in = SessionStandIn(say, alive)
+    async with serving(stand_in, "millis") as way:
+        yield way, stand_in
+
+
+def task(**asked: Any) -> TextGeneration:
+    return TextGeneration(ids=(5, 6, 7), **asked)
+
+
+async def all_of(way: Streams, asked: TextGeneration) -> list[Chunk]:
+    return [chunk async for chunk in way.generate(asked, PROMPT)]
+
+
+async def test_texts_of_one_session_come_together_and_go_to_their_callers():
+    def say(numbers: list[int]) -> Said:
+        if len(numbers) < 2:
+            return []
+        first, second = numbers
+        return [
+            pieces((first, "Hi", [11], ""), (second, "Ho", [12, 13], "")),
+            pieces((second, "!", [14], "stop"), (999, "?", [1], ""), (first, " you", [15], "length")),
+        ]
+
+    async with session(say) as (way, stand_in):
+        made = await asyncio.gather(all_of(way, task()), all_of(way, task(stop=("x",), n=1)))
+    assert made == [
+        [Chunk(0, "Hi", [11], [], 1, ""), Chunk(0, " you", [15], [], 1, "length")],
+        [Chunk(0, "Ho", [12, 13], [], 2, ""), Chunk(0, "!", [14], [], 1, "stop")],
+    ]
+    assert way.tokens == 5
+    opened, first, second = stand_in.requests[:3]
+    name = opened.pop("session")
+    assert opened == {"model": "chat-bf16", "version": "3"}
+    assert (first["session"], second["session"]) == (name, name)
+    assert first["prompt_token_ids"] == [5, 6, 7]
+    assert json.loads(second["sampling_parameters"]) == {"max_tokens": 4, "temperature": 0, "stop": ["x"], "n": 1}
+
+
+async def test_leaving_drops_the_text_at_the_engine_and_no_other_one():
+    async with session(lambda numbers: [pieces((numbers[-1], "Hi", [11], ""))]) as (way, stand_in):
+        left, stays = way.generate(task(), PROMPT), way.generate(task(), PROMPT)
+        await anext(left)
+        await anext(stays)
+        await left.aclose()
+        async with asyncio.timeout(5):
+            while not any("cancel" in request for request in stand_in.requests):
+                await asyncio.sleep(0.01)
+        numbers = [request["number"] for request in stand_in.requests if "number" in request]
+        cancelled = [request["cancel"] for request in stand_in.requests if "cancel" in request]
+        assert cancelled == numbers[:1]
+        await stays.aclose()
+
+
+async def test_draining_waits_for_the_texts_and_ends_the_session():
+    async with session(lambda numbers: [pieces((numbers[-1], "Hi", [11], "stop"))]) as (way, stand_in):
+        assert len(await all_of(way, task())) == 1
+        await asyncio.wait_for(way.drain(), 5)
+        assert stand_in.ended.is_set()
+        # The next text opens another one.
+        assert len(await all_of(way, task())) == 1
+    assert len({request["session"] for request in stand_in.requests}) == 2
+
+
 @pytest.mark.parametrize(
     ("message", "error"),
     [
         ("InvalidRequest: guided_decoding: Unclosed '['", InvalidField("regex", "Unclosed '['")),
-        ("Failed to process the request(s), message: Stub process 'x' is not healthy.", StubDied),
         ("EngineFailed: out of memory", StubDied),
-        ("Request for unknown model: 'chat-bf16' is not found", ModelUnavailable),
         ("something else", BackendFault),
     ],
 )
-async def test_failures_of_triton_get_their_names(message, error):
+async def test_a_text_that_fails_says_why_and_the_others_go_on(message, error):
+    def say(numbers: list[int]) -> Said:
+        first, *others = numbers
+        return [pieces((first, message, [], "failed"), (others[0], "Hi", [11], "stop"))] if others else []
+
+    async with session(say) as (way, _):
+        bad, good = await asyncio.gather(
+            all_of(way, task(guide=("regex", "["))), all_of(way, task()), return_exceptions=True
+        )
+    assert good == [Chunk(0, "Hi", [11], [], 1, "stop")]
+    assert isinstance(bad, error) if isinstance(error, type) else bad == error
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ("Failed to process the request(s), message: Stub process 'x' is not healthy.", StubDied),
+        ("Request for unknown model: 'chat-bf16' is not found", ModelUnavailable),
+    ],
+)
+async def test_what_triton_says_of_the_session_holds_for_all_its_texts(message, error):
+    def say(numbers: list[int]) -> Said:
+        return [failed(message)] if len(numbers) == 2 else []
+
+    async with session(say) as (way, _):
+        failures = await asyncio.gather(all_of(way, task()), all_of(way, task()), return_exceptions=True)
+        await asyncio.wait_for(way.drain(), 5)
+    assert [type(failure) for failure in failures] == [error, error]
+
+
+async def test_a_process_that_answers_nothing_any_more_ends_its_texts():
+    async with session(lambda _: [], alive=False) as (way, _):
+        with pytest.raises(StubDied):
+            await all_of(way, task())
+        await asyncio.wait_for(way.drain(), 5)
+
+
+async def test_a_slow_process_that_lives_keeps_its_texts():
+    async with session(lambda _: []) as (way, _):
+        going = asyncio.create_task(all_of(way, task()))
+        await asyncio.sleep(2.5)
+        assert not going.done()
+        going.cancel()
+        await asyncio.gather(going, return_exceptions=True)
+
+
+async def test_a_stream_of_vllm_that_ends_before_the_text_is_a_fault():
     async def answer(_: dict[str, Any]) -> AsyncIterator[triton.ModelStreamInferResponse]:
-        yield failed(message)
+        yield response(text_output=["Hi"])
 
-    async with streams("millis", answer) as (way, _):
-        with pytest.raises(error if isinstance(error, type) else type(error)) as caught:
-            [chunk async for chunk in way.generate(TextGeneration(ids=(5,), guide=("regex", "[")), PROMPT)]
-        await asyncio.wait_for(way.drain(), 1)
-    if not isinstance(error, type):
-        assert caught.value == error
-
-
-async def test_a_stream_that_ends_before_the_text_is_a_fault():
-    async def answer(_: dict[str, Any]) -> AsyncIterator[triton.ModelStreamInferResponse]:
-        yield response(text_output=["Hi"], token_ids=[])
-
-    async with streams("millis", answer) as (way, _):
+    async with streams("vllm", answer) as (way, _):
         with pytest.raises(BackendFault, match="Triton ended the stream before the text"):
-            [chunk async for chunk in way.generate(TextGeneration(ids=(5,)), PROMPT)]
+            await all_of(way, TextGeneration(prompt="x"))
 
 
-async def test_leaving_cancels_the_stream_at_triton():
+async def test_leaving_a_stream_of_vllm_cancels_it_at_triton():
     async def answer(_: dict[str, Any]) -> AsyncIterator[triton.ModelStreamInferResponse]:
-        yield response(text_output=["Hi"], token_ids=[])
+        yield response(text_output=["Hi"])
         await asyncio.sleep(60)
 
-    async with streams("millis", answer) as (way, stand_in):
-        chunks = way.generate(TextGeneration(ids=(5,)), PROMPT)
+    async with streams("vllm", answer) as (way, stand_in):
+        chunks = way.generate(TextGeneration(prompt="x"), PROMPT)
         await anext(chunks)
         await chunks.aclose()
         await asyncio.wait_for(stand_in.cancelled.wait(), 5)
-        await asyncio.wait_for(way.drain(), 1)
-
-
-async def test_a_process_that_answers_nothing_any_more_ends_its_streams():
-    async def answer(request: dict[str, Any]) -> AsyncIterator[triton.ModelStreamInferResponse]:
-        if "sampling_parameters" not in request:  # the question whether it lives
-            yield failed("Stub process 'chat-bf16' is not healthy.")
-            return
-        yield response(text_output=["Hi"], token_ids=[])
-        await asyncio.sleep(60)
-
-    async with streams("millis", answer) as (way, _):
-        with pytest.raises(StubDied):
-            [chunk async for chunk in way.generate(TextGeneration(ids=(5,)), PROMPT)]
-        await asyncio.wait_for(way.drain(), 1)
-
-
-async def test_a_slow_process_that_lives_keeps_its_streams():
-    async def answer(request: dict[str, Any]) -> AsyncIterator[triton.ModelStreamInferResponse]:
-        if "sampling_parameters" not in request:
-            yield failed("InvalidRequest: text_input: is empty")
-            return
-        await asyncio.sleep(2.5)
-        yield response(text_output=["Hi"], token_ids=[], finish_reason=["stop"])
-
-    async with streams("millis", answer) as (way, _):
-        chunks = [chunk async for chunk in way.generate(TextGeneration(ids=(5,)), PROMPT)]
-    assert chunks == [Chunk(0, "Hi", [], [], 0, "stop")]
+        await asyncio.wait_for(way.drain(), 5)

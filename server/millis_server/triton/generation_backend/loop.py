@@ -33,6 +33,9 @@ model."""
 LOOK_SECONDS = 0.02
 """How often Triton is asked who has left: it costs as much as a fifth of a small model's step, for each text."""
 
+IDLE_LOOK_SECONDS = 0.2
+"""The same while there is nothing to do."""
+
 
 class EngineFailed(RuntimeError):
     """The engine is in no state to go on from."""
@@ -53,16 +56,31 @@ class Receiver(Protocol):
         """Ends with an error."""
 
 
+class Outlets(Protocol):
+    """Where what was handed out is gathered."""
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+
+    def flush(self) -> None:
+        """Sends what has come together."""
+
+    def look(self) -> None:
+        """Ends those whose callers have gone."""
+
+
 class Loop:
     """Steps an engine while it has work.
 
     Args:
         generator: the engine.
+        outlets: told when a step's pieces have all been handed out.
         say: writes a line to the log.
     """
 
-    def __init__(self, generator: Generator, say: Callable[[str], None]) -> None:
+    def __init__(self, generator: Generator, outlets: Outlets, say: Callable[[str], None]) -> None:
         self._generator = generator
+        self._outlets = outlets
         self._say = say
         self._numbers = itertools.count()
         self._changed = threading.Condition()
@@ -91,13 +109,19 @@ class Loop:
         while True:
             with self._changed:
                 while not (self._arrived or self._stopping or self._generator.busy):
-                    self._changed.wait()
+                    if not self._changed.wait(IDLE_LOOK_SECONDS if self._outlets else None):
+                        break
                 if self._stopping:
                     return
                 arrived, self._arrived = self._arrived, []
             for receiver in arrived:
                 self._add(receiver)
             self._step()
+            self._outlets.flush()
+            if (now := monotonic()) >= self._look:
+                self._look = now + LOOK_SECONDS
+                self._drop_who_left()
+                self._outlets.look()
 
     def _add(self, receiver: Receiver) -> None:
         number = next(self._numbers)
@@ -123,9 +147,6 @@ class Loop:
             if not self._under_way[number].take(list(group)):
                 del self._under_way[number]
                 self._generator.cancel(number)
-        if (now := monotonic()) >= self._look:
-            self._look = now + LOOK_SECONDS
-            self._drop_who_left()
 
     def _drop_who_left(self) -> None:
         for number, receiver in list(self._under_way.items()):
@@ -140,5 +161,6 @@ class Loop:
         for receiver in (*self._under_way.values(), *self._arrived):
             receiver.fail(EngineFailed(str(error)))
         self._under_way.clear()
+        self._outlets.flush()
         # Nothing is flushed or joined: the library's own threads may hang in the step that failed.
         os._exit(1)

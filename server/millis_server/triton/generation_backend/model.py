@@ -3,8 +3,8 @@
 It is decoupled: `execute` only hands requests to the thread that steps the engine (loop.py), and responses go out as
 tokens come. Its tensors are those of Triton's vLLM backend, so that one client can drive both: `text_input`, `stream`,
 `sampling_parameters` (JSON; the names and defaults of vLLM's SamplingParams) in, `text_output` and what the `return_*`
-flags ask for out. Beside these it takes `prompt_token_ids` instead of a text, and gives `token_ids`,
-`token_logprobs` and `sequence` (which of `n` texts) with every piece.
+flags ask for out. Beside these it takes `prompt_token_ids` instead of a text and gives `token_ids`, and it has
+sessions (sessions.py), in which a gateway gets the texts of all of its callers together.
 
 This folder is loaded by Triton's stub process, not by the gateway, and depends on numpy, tokenizers and the engine.
 The config's parameters: `engine` and those of `GeneratorOptions` (generator.py).
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
         load_generator,
     )
     from millis_server.triton.generation_backend.loop import Loop
-    from millis_server.triton.generation_backend.parameters import read_request
-    from millis_server.triton.generation_backend.responses import Stream, failure
+    from millis_server.triton.generation_backend.parameters import number_input, read_request, text_input
+    from millis_server.triton.generation_backend.responses import FINAL, Responses, Stream, failure
+    from millis_server.triton.generation_backend.sessions import SessionOutlet, Sessions
 else:
     from generator import GENERATORS, GeneratorOptions, InvalidRequest, load_generator
     from loop import Loop
-    from parameters import read_request
-    from responses import Stream, failure
+    from parameters import number_input, read_request, text_input
+    from responses import FINAL, Responses, Stream, failure
+    from sessions import SessionOutlet, Sessions
 
 
 class TritonPythonModel:
@@ -47,19 +49,48 @@ class TritonPythonModel:
         self._tokenizer.no_truncation()
         options = _options(parameters, tuple(generation["eos_ids"]))
         generator = load_generator(_text(parameters, "engine", GENERATORS[0]), folder, options)
-        self._loop = Loop(generator, pb_utils.Logger.log_error)
+        self._sessions = Sessions()
+        self._loop = Loop(generator, self._sessions, pb_utils.Logger.log_error)
 
     def execute(self, requests: list[Any]) -> None:
         """Takes requests in; one that cannot be read fails alone."""
-        streams = []
-        for request in requests:
-            try:
-                asked = read_request(request, self._tokenizer)
-            except (InvalidRequest, ValueError) as error:
-                failure(request.get_response_sender(), error)
-                continue
-            streams.append(Stream(request.get_response_sender(), asked, self._tokenizer))
+        streams = [stream for request in requests if (stream := self._stream(request)) is not None]
         self._loop.submit(streams)
+
+    def _stream(self, request: Any) -> Stream | None:
+        """What a request asks to be made; None when it asks for nothing, or cannot be read."""
+        sender = request.get_response_sender()
+        try:
+            name = text_input(request, "session")
+            if not name:
+                asked = read_request(request, self._tokenizer)
+                return Stream(Responses(sender, asked, self._tokenizer), asked, self._tokenizer)
+            number, cancel = number_input(request, "number"), number_input(request, "cancel")
+            if number is None and cancel is None:
+                self._sessions.open(name, sender)
+                return None
+            stream = self._of_session(request, name, number, cancel)
+        except (InvalidRequest, ValueError) as error:
+            failure(sender, error)
+            return None
+        sender.send(flags=FINAL)
+        return stream
+
+    def _of_session(self, request: Any, name: str, number: int | None, cancel: int | None) -> Stream | None:
+        session = self._sessions.get(name)
+        if session is None:
+            raise InvalidRequest(f"session: there is none of the name {name!r}")
+        if cancel is not None:
+            session.cancel(cancel)
+            return None
+        assert number is not None, "one of the two was given. This is a bug."
+        outlet = SessionOutlet(session, number)
+        try:
+            asked = read_request(request, self._tokenizer)
+        except (InvalidRequest, ValueError) as error:
+            outlet.fail(error, cancelled=False)
+            return None
+        return Stream(outlet, asked, self._tokenizer)
 
     def finalize(self) -> None:
         """Ends the thread of the engine."""

@@ -45,7 +45,7 @@ def read_request(request: Any, tokenizer: tokenizers.Tokenizer) -> Asked:
     Raises:
         InvalidRequest: the message names the input or parameter.
     """
-    given = json.loads(_string(request, "sampling_parameters") or "{}")
+    given = json.loads(text_input(request, "sampling_parameters") or "{}")
     if unknown := sorted(given.keys() - KNOWN):
         raise InvalidRequest(f"sampling_parameters: {', '.join(unknown)} unknown; known are {', '.join(sorted(KNOWN))}")
     stops = given.pop("stop", None) or []
@@ -56,7 +56,7 @@ def read_request(request: Any, tokenizer: tokenizers.Tokenizer) -> Asked:
     if ids is not None:
         prompt = ids.as_numpy().tolist()
     else:
-        prompt = tokenizer.encode(_string(request, "text_input")).ids
+        prompt = tokenizer.encode(text_input(request, "text_input")).ids
     if not prompt:
         raise InvalidRequest("text_input: is empty")
     names = ("finish_reason", "logprobs", "num_input_tokens", "num_output_tokens")
@@ -78,7 +78,14 @@ def _guide(given: dict[str, Any]) -> Guide:
     return Guide(kinds[0], rule if isinstance(rule, str) else json.dumps(rule))
 
 
-def _string(request: Any, name: str) -> str:
+def number_input(request: Any, name: str) -> int | None:
+    """A number among the inputs; None when it is left out."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else int(tensor.as_numpy().reshape(-1)[0])
+
+
+def text_input(request: Any, name: str) -> str:
+    """A text among the inputs; empty when it is left out."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
         return ""

@@ -1,10 +1,10 @@
-"""Sends what is made for one request back through Triton."""
+"""What is made for one request, and the way back through Triton to a caller who asked in a request of its own."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import tokenizers
@@ -22,23 +22,33 @@ else:
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
+class Outlet(Protocol):
+    """Where the pieces of one request go."""
+
+    def send(self, piece: Piece, text: str, last: bool) -> None:
+        """Sends a piece with its text; `last` is the last one of the request."""
+
+    def fail(self, error: Exception, cancelled: bool) -> None:
+        """Ends with an error."""
+
+    def left(self) -> bool:
+        """Whether the caller has gone."""
+
+
 class Stream:
     """One request under way, see `loop.Receiver`.
 
     Args:
-        sender: Triton's, for this request. It must get a final response, or the request is never freed.
+        outlet: where its pieces go.
         asked: the request.
         tokenizer: of the model.
     """
 
-    def __init__(self, sender: Any, asked: Asked, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, outlet: Outlet, asked: Asked, tokenizer: tokenizers.Tokenizer) -> None:
         self.request: Request = asked.request
-        self._sender = sender
-        self._asked = asked
-        self._tokenizer = tokenizer
+        self._outlet = outlet
         self._texts = [Detokenizer(tokenizer, self.request.prompt, asked.stops) for _ in range(self.request.n)]
         self._going = self.request.n
-        self._whole: list[tuple[Piece, str]] = []
 
     def take(self, pieces: Sequence[Piece]) -> bool:
         """Sends what came; returns whether more is wanted."""
@@ -49,61 +59,88 @@ class Stream:
             if finish:
                 text += detokenizer.end()
                 self._going -= 1
-            self._emit(piece._replace(finish=finish), text)
+            self._outlet.send(piece._replace(finish=finish), text, not self._going)
         return self._going > 0
+
+    def left(self) -> bool:
+        """Whether the caller has gone."""
+        return self._outlet.left()
+
+    def fail(self, error: Exception, cancelled: bool = False) -> None:
+        """Ends with an error."""
+        self._outlet.fail(error, cancelled)
+
+
+class Responses:
+    """The outlet of a request that Triton answers by itself, with the tensors of vLLM's backend.
+
+    Args:
+        sender: Triton's, for this request. It must get a final response, or the request is never freed.
+        asked: the request.
+        tokenizer: of the model.
+    """
+
+    def __init__(self, sender: Any, asked: Asked, tokenizer: tokenizers.Tokenizer) -> None:
+        self._sender = sender
+        self._asked = asked
+        self._tokenizer = tokenizer
+        self._parts: list[list[tuple[Piece, str]]] = [[] for _ in range(asked.request.n)]
+
+    def send(self, piece: Piece, text: str, last: bool) -> None:
+        """Sends a piece, or keeps it until the end: for a caller who wants no stream, or several texts."""
+        self._parts[piece.sequence].append((piece, text))
+        if last or (self._asked.stream and len(self._parts) == 1):
+            self._respond(last)
+            self._parts = [[] for _ in self._parts]
 
     def left(self) -> bool:
         """Whether the caller has gone."""
         return bool(self._sender.is_cancelled())
 
-    def fail(self, error: Exception, cancelled: bool = False) -> None:
+    def fail(self, error: Exception, cancelled: bool) -> None:
         """Ends with an error."""
         failure(self._sender, error, cancelled)
 
-    def _emit(self, piece: Piece, text: str) -> None:
-        if self._asked.stream:
-            self._send([piece], [text])
-            return
-        self._whole.append((piece, text))
-        if not self._going:
-            for sequence in range(self.request.n):
-                parts = [(piece, text) for piece, text in self._whole if piece.sequence == sequence]
-                self._going = self.request.n - sequence - 1
-                self._send([part for part, _ in parts], [text for _, text in parts])
-
-    def _send(self, pieces: Sequence[Piece], texts: Sequence[str]) -> None:
-        last = pieces[-1]
-        made = sum(piece.made for piece in pieces)
-        tokens = [token for piece in pieces for token in piece.tokens]
-        logprobs = [value for piece in pieces for value in piece.logprobs]
-        # A tensor costs time in every piece of every text, so what says nothing is left out.
-        tensors = [
-            pb_utils.Tensor("text_output", np.array(["".join(texts).encode()], np.object_)),
-            pb_utils.Tensor("token_ids", np.array(tokens, np.int32)),
-        ]
-        if self.request.n > 1:
-            tensors.append(pb_utils.Tensor("sequence", np.array([last.sequence], np.int32)))
-        if logprobs:
-            tensors.append(pb_utils.Tensor("token_logprobs", np.array(logprobs, np.float32)))
+    def _respond(self, last: bool) -> None:
+        """Sends the parts of each text as one value, as vLLM's backend does."""
+        tokens = [[token for piece, _ in parts for token in piece.tokens] for parts in self._parts]
         flags = self._asked.flags
-        if last.finish and "finish_reason" in flags:
-            tensors.append(pb_utils.Tensor("finish_reason", np.array([last.finish.encode()], np.object_)))
-        if made != len(tokens) and "num_output_tokens" in flags:
-            tensors.append(pb_utils.Tensor("num_output_tokens", np.array([made], np.uint32)))
+        # A tensor costs time in every piece of every text, so there is none that was not asked for.
+        tensors = [
+            strings("text_output", ["".join(text for _, text in parts) for parts in self._parts]),
+            numbers("token_ids", [token for each in tokens for token in each], np.int32),
+        ]
+        if "finish_reason" in flags:
+            # vLLM says "None" while a text goes on.
+            tensors.append(strings("finish_reason", [parts[-1][0].finish or "None" for parts in self._parts]))
+        if "num_output_tokens" in flags:
+            made = [sum(piece.made for piece, _ in parts) for parts in self._parts]
+            tensors.append(numbers("num_output_tokens", made, np.uint32))
         if "num_input_tokens" in flags:
-            tensors.append(pb_utils.Tensor("num_input_tokens", np.array([len(self.request.prompt)], np.uint32)))
+            tensors.append(numbers("num_input_tokens", [len(self._asked.request.prompt)], np.uint32))
         if "logprobs" in flags:
-            tensors.append(pb_utils.Tensor("logprobs", np.array([self._described(tokens, logprobs)], np.object_)))
-        self._sender.send(pb_utils.InferenceResponse(tensors), 0 if self._going else FINAL)
+            told = [[value for piece, _ in parts for value in piece.logprobs] for parts in self._parts]
+            tensors.append(strings("logprobs", list(map(self._described, tokens, told))))
+        self._sender.send(pb_utils.InferenceResponse(tensors), FINAL if last else 0)
 
-    def _described(self, tokens: Sequence[int], logprobs: Sequence[float]) -> bytes:
+    def _described(self, tokens: Sequence[int], logprobs: Sequence[float]) -> str:
         """Log-probabilities in vLLM's form."""
         return json.dumps(
             [
                 {token: {"logprob": value, "rank": None, "decoded_token": self._tokenizer.id_to_token(token)}}
                 for token, value in zip(tokens, logprobs, strict=False)
             ]
-        ).encode()
+        )
+
+
+def strings(name: str, texts: Sequence[str]) -> Any:
+    """A tensor of texts."""
+    return pb_utils.Tensor(name, np.array([text.encode() for text in texts], np.object_))
+
+
+def numbers(name: str, values: Sequence[int], kind: type[np.integer[Any]]) -> Any:
+    """A tensor of numbers."""
+    return pb_utils.Tensor(name, np.array(values, kind))
 
 
 def failure(sender: Any, error: Exception, cancelled: bool = False) -> None:

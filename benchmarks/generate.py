@@ -1,0 +1,335 @@
+"""What the service adds to a generation: the bare engine, Triton around it, and the whole service, side by side.
+
+    python -m benchmarks.generate --shape 0.5b
+
+Sides: `engine` is the backend's own engine class in a process of its own, stepped by nobody else; `triton` is
+ModelStreamInfer on our backend; `sdk` is `millis.AsyncClient.generate`. Each is asked by 1 and by 8 callers in turn,
+with the same prompts and as many tokens. Beside that: transformers' `generate`, the floor that memory bandwidth sets,
+a prompt whose beginning is in the prefix cache, a caller who comes late, and prompt lookup.
+
+Random weights make the engine do all of its work; what they say means nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvloop
+
+import millis
+import millis_server.triton
+from benchmarks.decoders import SHAPES, build, checkpoint_of
+from benchmarks.gateway import running_gateway
+from millis_pipeline.latency import machine
+from millis_server.manifest import Manifest, read_manifest
+from millis_server.tasks.generation import Prompt, TextGeneration
+from millis_server.triton.streams import Streams, TritonStreams
+
+LIBRARIES = ("openvino-genai", "nvidia-pytriton", "grpcio", "transformers", "torch")
+BACKEND = Path(millis_server.triton.__file__).parent / "generation_backend"
+PROMPT_TOKENS = 64
+TOKENS = 64
+CALLERS = (1, 8)
+PREFIX_TOKENS = 512
+
+
+@dataclass
+class Timed:
+    """What callers of one side saw.
+
+    Attributes:
+        first: seconds to each first token.
+        between: seconds from each token to the next.
+        tokens: in all.
+        wall: seconds from the first request to the last token.
+    """
+
+    first: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
+    tokens: int = 0
+    wall: float = 0.0
+
+    def add(self, began: float, times: Sequence[float]) -> None:
+        """Takes in the times at which one caller's tokens came."""
+        self.first.append(times[0] - began)
+        self.between += np.diff(times).tolist()
+        self.tokens += len(times)
+
+    def merge(self, other: Timed) -> None:
+        """Adds another round."""
+        self.first += other.first
+        self.between += other.between
+        self.tokens += other.tokens
+        self.wall += other.wall
+
+    def row(self, callers: int, side: str, engine: Timed) -> str:
+        """A row of the table."""
+        first, between = (1e3 * np.percentile(part, (50, 90, 99)) for part in (self.first, self.between))
+        bare_first, bare = 1e3 * np.median(engine.first), 1e3 * np.median(engine.between)
+        rate, bare_rate = self.tokens / self.wall, engine.tokens / engine.wall
+        return (
+            f"| {callers} | {side} | {first[0]:.1f} / {first[1]:.1f} / {first[2]:.1f} | {first[0] - bare_first:+.1f} | "
+            f"{between[0]:.2f} / {between[1]:.2f} / {between[2]:.2f} | {between[0] - bare:+.2f} | {rate:.1f} | "
+            f"{100 * rate / bare_rate:.0f} % |"
+        )
+
+
+HEAD = (
+    "| callers | side | first token p50 / p90 / p99 ms | over engine | next token p50 / p90 / p99 ms | over engine | "
+    "tokens/s | of engine |\n|---|---|---|---|---|---|---|---|"
+)
+
+
+def prompts(count: int, vocabulary: int, seed: int, tokens: int = PROMPT_TOKENS) -> list[list[int]]:
+    """Random prompts."""
+    return np.random.default_rng(seed).integers(3, vocabulary, size=(count, tokens)).tolist()
+
+
+class BareEngine:
+    """The backend's engine in a process of its own, which reads prompts from a pipe and answers with times."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ours, theirs = context.Pipe()
+        self._process = context.Process(target=_step_for, args=(theirs, folder, options), daemon=True)
+        self._process.start()
+        self._ours.recv()
+
+    def ask(self, given: Sequence[Sequence[int]], tokens: int) -> Timed:
+        """Generates for all prompts at once."""
+        self._ours.send((given, tokens))
+        timed: Timed = self._ours.recv()
+        return timed
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._ours.send(None)
+        self._process.join()
+
+
+def _step_for(pipe: Any, folder: Path, options: dict[str, Any]) -> None:
+    sys.path.append(str(BACKEND))
+    from generator import GeneratorOptions, Request, load_generator
+
+    generator = load_generator("openvino_genai", folder, GeneratorOptions(threads=2, eos=(2,), **options))
+    pipe.send("ready")
+    while (asked := pipe.recv()) is not None:
+        given, tokens = asked
+        timed = Timed()
+        began = time.perf_counter()
+        came: dict[int, list[float]] = {number: [] for number in range(len(given))}
+        for number, prompt in enumerate(given):
+            generator.add(number, Request(prompt, tokens, 0.0, ignore_eos=True))
+        while generator.busy:
+            pieces = generator.step()
+            now = time.perf_counter()
+            for piece in pieces:
+                came[piece.number] += [now] * piece.made
+        timed.wall = time.perf_counter() - began
+        for times in came.values():
+            timed.add(began, times)
+        pipe.send(timed)
+
+
+async def ask_triton(streams: Streams, given: Sequence[Sequence[int]], tokens: int) -> Timed:
+    """The same through Triton alone."""
+
+    async def one(prompt: Sequence[int]) -> None:
+        task = TextGeneration(ids=prompt, max_tokens=tokens, ignore_eos=True)
+        asked = time.perf_counter()
+        chunks = streams.generate(task, Prompt("", prompt, tokens, 1, len(prompt) + tokens))
+        timed.add(asked, [time.perf_counter() async for chunk in chunks for _ in range(chunk.made)])
+
+    timed = Timed()
+    began = time.perf_counter()
+    await asyncio.gather(*map(one, given))
+    timed.wall = time.perf_counter() - began
+    return timed
+
+
+async def ask_sdk(
+    client: millis.AsyncClient, given: Sequence[Sequence[int]], tokens: int, model: str, delays: Sequence[float] = ()
+) -> tuple[Timed, list[list[float]]]:
+    """The same through the service, by callers who come at once or after `delays` seconds; also each one's times."""
+
+    async def one(place: int, prompt: Sequence[int]) -> None:
+        if delays:
+            await asyncio.sleep(delays[place])
+        asked = time.perf_counter()
+        stream = client.generate(prompt, model=model, max_tokens=tokens, ignore_eos=True)
+        times = [time.perf_counter() async for delta in stream for _ in delta.token_ids]
+        timed.add(asked, times)
+        seen[place] = [asked, *times]
+
+    timed = Timed()
+    seen: list[list[float]] = [[] for _ in given]
+    began = time.perf_counter()
+    await asyncio.gather(*(one(place, prompt) for place, prompt in enumerate(given)))
+    timed.wall = time.perf_counter() - began
+    return timed, seen
+
+
+def ask_transformers(checkpoint: Path, prompt: Sequence[int], tokens: int) -> float:
+    """Seconds from one token to the next in transformers' `generate`, on all cores."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+
+    def seconds(count: int) -> float:
+        began = time.perf_counter()
+        with torch.inference_mode():
+            model.generate(
+                torch.tensor([list(prompt)]), max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0
+            )
+        return time.perf_counter() - began
+
+    seconds(2)
+    return (seconds(tokens) - seconds(1)) / (tokens - 1)
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that two threads read from memory: the best of several sums over 1 GB."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    halves = np.split(np.ones(1 << 27, np.float64), 2)
+    best = 0.0
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            began = time.perf_counter()
+            list(pool.map(np.sum, halves))
+            best = max(best, sum(half.nbytes for half in halves) / (time.perf_counter() - began))
+    return best
+
+
+def side_by_side(repository: Path, name: str, folder: Path, rounds: int, say: Callable[[str], None]) -> None:
+    """Measures all sides in turn and prints the table and what else the service promises."""
+    manifest = read_manifest(folder)
+    assert manifest.generation is not None
+    vocabulary = manifest.generation.vocabulary
+    engine = BareEngine(folder, cache_tokens=manifest.generation.cache_tokens)
+    found: dict[tuple[int, str], Timed] = {}
+    with running_gateway(repository) as running, uvloop_runner() as runner:
+        client = runner.run(_client(running.target))
+        triton = TritonStreams(running.triton_grpc)
+        streams = runner.run(_streams(triton, manifest, folder.name))
+        sides: dict[str, Callable[[list[list[int]]], Timed]] = {
+            "engine": lambda given: engine.ask(given, TOKENS),
+            "triton": lambda given: runner.run(ask_triton(streams, given, TOKENS)),
+            "sdk": lambda given: runner.run(ask_sdk(client, given, TOKENS, name))[0],
+        }
+        for number in range(rounds + 1):
+            for callers in CALLERS:
+                order = list(sides)
+                for side in order[number % 3 :] + order[: number % 3]:
+                    # Prompts of its own for each: a prompt seen before would come from the prefix cache.
+                    seed = hash((number, callers, side)) % (1 << 32)
+                    timed = sides[side](prompts(callers, vocabulary, seed))
+                    if number:  # the first round warms up
+                        found.setdefault((callers, side), Timed()).merge(timed)
+        say(HEAD)
+        for (callers, side), timed in sorted(
+            found.items(), key=lambda pair: (pair[0][0], list(sides).index(pair[0][1]))
+        ):
+            say(timed.row(callers, side, found[callers, "engine"]))
+        say("")
+        _late_caller(runner, client, name, vocabulary, say)
+        _cached_prefix(runner, client, name, vocabulary, say)
+        runner.run(client.close())
+        runner.run(triton.close())
+    engine.close()
+    _floor(manifest.size_bytes, found[1, "sdk"], say)
+
+
+def _late_caller(
+    runner: asyncio.Runner, client: millis.AsyncClient, name: str, vocabulary: int, say: Callable[[str], None]
+) -> None:
+    given = prompts(5, vocabulary, 77)
+    _, seen = runner.run(ask_sdk(client, given, 2 * TOKENS, name, (0, 0, 0, 0, 0.5)))
+    first = seen[4][1] - seen[4][0]
+    ended = min(times[-1] for times in seen[:4]) - seen[4][0]
+    say(
+        f"A fifth caller who comes while 4 texts are being made has the first token after {1e3 * first:.0f} ms; the "
+        f"first of the others ends {1e3 * ended:.0f} ms after that caller came."
+    )
+
+
+def _cached_prefix(
+    runner: asyncio.Runner, client: millis.AsyncClient, name: str, vocabulary: int, say: Callable[[str], None]
+) -> None:
+    cold, warm = [], []
+    for seed in range(5):
+        (prefix,) = prompts(1, vocabulary, 1000 + seed, PREFIX_TOKENS)
+        for place, times in ((0, cold), (1, warm)):
+            (end,) = prompts(1, vocabulary, 2000 + 2 * seed + place, 16)
+            timed, _ = runner.run(ask_sdk(client, [prefix + end], 2, name))
+            times.append(timed.first[0])
+    before, after = 1e3 * np.median(cold), 1e3 * np.median(warm)
+    say(
+        f"A prompt of {PREFIX_TOKENS + 16} tokens begins after {before:.1f} ms, one with the same first "
+        f"{PREFIX_TOKENS} after {after:.1f} ms: {before / after:.1f} times sooner (medians of 5)."
+    )
+
+
+def _floor(size: int, sdk: Timed, say: Callable[[str], None]) -> None:
+    bandwidth = read_bandwidth()
+    floor = size / bandwidth
+    token = float(np.median(sdk.between))
+    say(
+        f"Memory reads {bandwidth / 1e9:.1f} GB/s; {size / 1e6:.0f} MB of weights in each step set a floor of "
+        f"{1e3 * floor:.2f} ms per token. The service at 1 caller reaches {100 * floor / token:.0f} % of that."
+    )
+
+
+async def _client(target: str) -> millis.AsyncClient:
+    client = millis.AsyncClient(target)
+    await client.wait_ready()
+    return client
+
+
+async def _streams(triton: TritonStreams, manifest: Manifest, number: str) -> Streams:
+    return Streams(triton, manifest, number, max_waiting=64, patience=30.0)
+
+
+@contextmanager
+def uvloop_runner() -> Iterator[asyncio.Runner]:
+    """One event loop for the whole run."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        yield runner
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="0.5b")
+    parser.add_argument("--weights", help="variant to measure; the default is the shape's first")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds counted, after one that warms up")
+    parser.add_argument("--folder", type=Path, default=Path(".millis/bench_generate"), help="what is built stays here")
+    parser.add_argument("--without-transformers", action="store_true", help="leave out the slow comparison")
+    arguments = parser.parse_args()
+    repository = build(arguments.folder, arguments.shape)
+    shape = SHAPES[arguments.shape]
+    weights = arguments.weights or shape.weights[0]
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    print(f"Machine: {machine()}; Python {sys.version.split()[0]}; {libraries}\n")
+    print(f"{shape.what}, {weights}, prompts of {PROMPT_TOKENS} tokens, texts of {TOKENS}, {arguments.rounds} rounds\n")
+    name = f"random-{arguments.shape}"
+    side_by_side(repository, name, repository / f"{name}-{weights}" / "1", arguments.rounds, print)
+    if not arguments.without_transformers:
+        (prompt,) = prompts(1, shape.config.vocab_size, 5)
+        token = ask_transformers(checkpoint_of(arguments.folder, arguments.shape), prompt, 32)
+        print(f"transformers' generate (fp32, 1 caller): {1e3 * token:.1f} ms per token.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""All generations of one version of our own backend over one stream: what a step made comes in one message.
+
+triton/generation_backend/sessions.py says why, and what stands in the messages. The session opens with the first text
+and closes when there has been none for a while, because Triton waits for open requests before it unloads a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+from tritonclient.grpc import service_pb2 as triton
+
+from millis_server.errors import ModelUnavailable
+from millis_server.tasks.generation import Prompt, TextGeneration
+from millis_server.triton.client import StubDied
+from millis_server.triton.failures import DIED, failed_call, named
+from millis_server.triton.protocols import Chunk
+from millis_server.triton.wire import add, add_text, outputs, sampling_parameters, texts
+
+SILENCE_SECONDS = 1.0
+"""When nothing came for so long while texts are being made, the model's process is asked whether it lives: Triton
+leaves the requests of a dead one open for ever."""
+
+IDLE_SECONDS = 2.0
+"""How long a session stays open without a text."""
+
+FINISHES = ("", "stop", "length")
+FAILED = 3
+PIECE = 6
+"""Numbers that describe one piece."""
+
+_numbers = itertools.count()
+
+NewRequest = Callable[[], triton.ModelInferRequest]
+Arrivals = asyncio.Queue[Chunk | Exception | str]
+
+
+class Sessions:
+    """Generations of one model version.
+
+    Args:
+        stub: Triton's calls.
+        new_request: makes an empty request to the version.
+        patience: longest silence, in seconds, of a process that lives.
+    """
+
+    def __init__(self, stub: Callable[[], Any], new_request: NewRequest, patience: float) -> None:
+        self._stub = stub
+        self._new_request = new_request
+        self._patience = patience
+        self._session: _Session | None = None
+
+    async def generate(self, task: TextGeneration, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
+        """See `Streams.generate`."""
+        session = self._session
+        if session is None or session.closed:
+            session = self._session = _Session(self._stub(), self._new_request, self._patience)
+        arrivals: Arrivals = asyncio.Queue()
+        number = session.begin(task, prompt, arrivals)
+        ended = 0
+        try:
+            while ended < task.n:
+                arrived = await arrivals.get()
+                if isinstance(arrived, str):
+                    raise named(arrived, task)
+                if isinstance(arrived, Exception):
+                    raise arrived
+                ended += bool(arrived.finish)
+                yield arrived
+        finally:
+            session.end(number, ended == task.n)
+
+    async def close(self) -> None:
+        """Closes the session, which has no texts any more."""
+        if self._session is not None:
+            await self._session.close()
+
+
+class _Session:
+    """One stream to Triton, with a task that writes and one that reads."""
+
+    def __init__(self, stub: Any, new_request: NewRequest, patience: float) -> None:
+        self.closed = False
+        self._stub = stub
+        self._new_request = new_request
+        self._patience = patience
+        self._name = f"{os.getpid()}-{next(_numbers)}"
+        self._arrivals: dict[int, Arrivals] = {}
+        self._outgoing: asyncio.Queue[triton.ModelInferRequest | None] = asyncio.Queue()
+        self._send()
+        self._idle: asyncio.TimerHandle | None = None
+        self._task = asyncio.create_task(self._run())
+
+    def begin(self, task: TextGeneration, prompt: Prompt, arrivals: Arrivals) -> int:
+        """Asks for a text; what comes of it is put into `arrivals`, a failure as an exception or Triton's message."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        number = next(_numbers) % (1 << 31)
+        self._arrivals[number] = arrivals
+        parameters = sampling_parameters(task, prompt) | {"n": task.n}
+        if task.beams:
+            parameters["beams"] = task.beams
+        request = self._request()
+        add(request, "number", "INT32", 1, number.to_bytes(4, "little"))
+        add(request, "prompt_token_ids", "INT32", len(prompt.ids), np.array(prompt.ids, np.int32).tobytes())
+        add_text(request, "sampling_parameters", json.dumps(parameters))
+        self._outgoing.put_nowait(request)
+        return number
+
+    def end(self, number: int, whole: bool) -> None:
+        """Forgets a text; one that is not whole is dropped at the engine too."""
+        self._arrivals.pop(number, None)
+        if self.closed:
+            return
+        if not whole:
+            self._cancel(number)
+        if not self._arrivals:
+            self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._leave)
+
+    async def close(self) -> None:
+        """Ends the session at Triton."""
+        self._leave()
+        await asyncio.wait({self._task}, timeout=IDLE_SECONDS)
+        self._task.cancel()
+
+    def _leave(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._cancel(-1)
+            self._outgoing.put_nowait(None)
+
+    def _cancel(self, number: int) -> None:
+        request = self._request()
+        add(request, "cancel", "INT32", 1, number.to_bytes(4, "little", signed=True))
+        self._outgoing.put_nowait(request)
+
+    def _send(self) -> None:
+        self._outgoing.put_nowait(self._request())
+
+    def _request(self) -> triton.ModelInferRequest:
+        request = self._new_request()
+        add_text(request, "session", self._name)
+        return request
+
+    async def _run(self) -> None:
+        call = self._stub.ModelStreamInfer()
+        writing = asyncio.create_task(self._write(call))
+        try:
+            await self._read(call)
+            failure: Exception = ModelUnavailable("Triton ended the session")
+        except grpc.aio.AioRpcError as error:
+            failure = failed_call(error)
+        except StubDied as error:
+            failure = error
+        finally:
+            writing.cancel()
+            call.cancel()
+            self.closed = True
+            if self._idle is not None:
+                self._idle.cancel()
+        for arrivals in self._arrivals.values():
+            arrivals.put_nowait(failure)
+
+    async def _write(self, call: Any) -> None:
+        while (request := await self._outgoing.get()) is not None:
+            await call.write(request)
+        await call.done_writing()
+
+    async def _read(self, call: Any) -> None:
+        while True:
+            reading = asyncio.ensure_future(call.read())
+            try:
+                while not (await asyncio.wait({reading}, timeout=SILENCE_SECONDS))[0]:
+                    if self._arrivals and not await self._lives():
+                        raise StubDied(DIED)
+            except BaseException:
+                reading.cancel()
+                raise
+            message = reading.result()
+            if message is grpc.aio.EOF:
+                return
+            if message.error_message:
+                self._fail(message.error_message)
+            else:
+                self._hand_out(outputs(message.infer_response))
+
+    def _fail(self, text: str) -> None:
+        """A message of Triton about the session itself: it holds for all texts."""
+        for arrivals in self._arrivals.values():
+            arrivals.put_nowait(text)
+
+    def _hand_out(self, found: dict[str, bytes]) -> None:
+        if "pieces" not in found:
+            return
+        pieces = np.frombuffer(found["pieces"], np.int32).reshape(-1, PIECE).tolist()
+        tokens = np.frombuffer(found["token_ids"], np.int32).tolist()
+        logprobs = np.frombuffer(found.get("token_logprobs", b""), np.float32).tolist()
+        token = logprob = 0
+        for (number, sequence, count, told, made, finish), text in zip(
+            pieces, texts(found["text_output"]), strict=True
+        ):
+            arrivals = self._arrivals.get(number)
+            if arrivals is not None:
+                if finish == FAILED:
+                    arrivals.put_nowait(text)
+                else:
+                    some, values = tokens[token : token + count], logprobs[logprob : logprob + told]
+                    arrivals.put_nowait(Chunk(sequence, text, some, values, made, FINISHES[finish]))
+            token += count
+            logprob += told
+
+    async def _lives(self) -> bool:
+        """Whether the model's process answers. A step may take long, and nothing is answered meanwhile."""
+        call = self._stub.ModelStreamInfer(timeout=self._patience)
+        request = self._new_request()
+        # Nothing that could be generated from: the backend refuses it at once.
+        add_text(request, "text_input", "")
+        try:
+            await call.write(request)
+            await call.done_writing()
+            response = await call.read()
+        except grpc.aio.AioRpcError:
+            return False
+        finally:
+            call.cancel()
+        return response is not grpc.aio.EOF and "Stub process" not in response.error_message
