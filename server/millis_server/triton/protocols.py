@@ -7,7 +7,7 @@ response, where vLLM's sends what is new. Ours is session.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -67,6 +67,8 @@ class VllmProtocol:
         _refuse_ids(task, "vLLM")
         if task.beams:
             raise InvalidField("beams", "is set, and vLLM's backend has no beam search")
+        if task.n > 1:
+            raise InvalidField("n", f"is {task.n}, and vLLM's backend mixes several texts up when it streams")
         parameters = sampling_parameters(task, prompt)
         parameters["n"] = task.n
         if task.logprobs:
@@ -148,7 +150,7 @@ class TensorRtProtocol:
         return chunks
 
 
-PROTOCOLS: dict[ProtocolName, type[VllmProtocol] | type[TensorRtProtocol]] = {
+PROTOCOLS: dict[ProtocolName, Callable[[], WireProtocol]] = {
     "vllm": VllmProtocol,
     "tensorrt-llm": TensorRtProtocol,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from typing import Any
 
@@ -32,7 +33,8 @@ def sampling_parameters(task: TextGeneration, prompt: Prompt) -> dict[str, Any]:
     if task.ignore_eos:
         parameters["ignore_eos"] = True
     if task.guide is not None:
-        parameters["guided_decoding"] = {task.guide[0]: task.guide[1]}
+        # As a text: no version of vLLM's backend takes it otherwise, and only new ones know it by another name.
+        parameters["guided_decoding"] = json.dumps({task.guide[0]: task.guide[1]})
     return parameters
 
 

@@ -158,7 +158,7 @@ async def test_vllm_is_driven_by_its_own_tensors():
         "stop": ["\n"],
         "logprobs": 0,
         "n": 1,
-        "guided_decoding": {"json": {"type": "string"}},
+        "guided_decoding": '{"json": {"type": "string"}}',
     }
 
 
@@ -194,6 +194,7 @@ async def test_tensorrt_llm_is_driven_by_its_own_tensors():
     [
         ("vllm", TextGeneration(ids=(5,)), "token_ids"),
         ("vllm", TextGeneration(prompt="x", beams=2), "beams"),
+        ("vllm", TextGeneration(prompt="x", n=2), "n"),
         ("tensorrt-llm", TextGeneration(ids=(5,)), "token_ids"),
         ("tensorrt-llm", TextGeneration(prompt="x", logprobs=True), "logprobs"),
         ("tensorrt-llm", TextGeneration(prompt="x", guide=("regex", "a")), "guide"),

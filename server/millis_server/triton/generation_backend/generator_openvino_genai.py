@@ -118,35 +118,32 @@ class OpenVinoGenerator:
         return Piece(number, sequence, tokens, logprobs, made, finish)
 
     def _config(self, request: Request) -> Any:
-        config = genai.GenerationConfig()
-        config.eos_token_id = self._options.eos[0]
-        config.stop_token_ids = set(self._options.eos)
-        config.ignore_eos = request.ignore_eos
-        config.max_new_tokens = request.max_tokens
-        config.logprobs = int(request.logprobs)
-        config.repetition_penalty = request.repetition_penalty
-        config.presence_penalty = request.presence_penalty
-        config.frequency_penalty = request.frequency_penalty
-        config.num_return_sequences = request.n
+        options = self._options
+        wanted: dict[str, Any] = {
+            "eos_token_id": options.eos[0],
+            "stop_token_ids": set(options.eos),
+            "ignore_eos": request.ignore_eos,
+            "max_new_tokens": request.max_tokens,
+            "logprobs": int(request.logprobs),
+            "repetition_penalty": request.repetition_penalty,
+            "presence_penalty": request.presence_penalty,
+            "frequency_penalty": request.frequency_penalty,
+            "num_return_sequences": request.n,
+        }
         if request.beams:
-            config.num_beams = request.beams
+            wanted["num_beams"] = request.beams
         elif request.temperature > 0:
-            config.do_sample = True
-            config.temperature = request.temperature
-            config.top_p = request.top_p
-            config.min_p = request.min_p
-            if request.top_k:
-                config.top_k = request.top_k
+            wanted |= {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p}
+            wanted |= {"min_p": request.min_p, "top_k": request.top_k} if request.top_k else {"min_p": request.min_p}
             # The pipeline's own default is the same for every request.
-            config.rng_seed = getrandbits(32) if request.seed is None else request.seed
+            wanted["rng_seed"] = getrandbits(32) if request.seed is None else request.seed
         if request.guide is not None:
-            config.structured_output_config = self._guide(request.guide)
-        if self._options.prompt_lookup and not request.beams and request.n == 1:
-            config.num_assistant_tokens = self._options.prompt_lookup
-            config.max_ngram_size = LOOKUP_NGRAM
-        elif self._options.draft:
-            config.num_assistant_tokens = DRAFT_TOKENS
-        return config
+            wanted["structured_output_config"] = self._guide(request.guide)
+        if options.prompt_lookup and not request.beams and request.n == 1:
+            wanted |= {"num_assistant_tokens": options.prompt_lookup, "max_ngram_size": LOOKUP_NGRAM}
+        elif options.draft:
+            wanted["num_assistant_tokens"] = DRAFT_TOKENS
+        return genai.GenerationConfig(**wanted)
 
     def _guide(self, guide: Guide) -> Any:
         if self._guides is None:

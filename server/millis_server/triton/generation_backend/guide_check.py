@@ -62,10 +62,12 @@ class GuideCheck:
     def _try(self, guide: tuple[str, str]) -> str:
         if self._pipeline is None:
             self._pipeline = self._load()
-        config = genai.GenerationConfig()
-        config.set_eos_token_id(0)
-        config.max_new_tokens = 2
-        config.structured_output_config = genai.StructuredOutputConfig(**{guide[0]: guide[1]})
+        config = genai.GenerationConfig(
+            eos_token_id=0,
+            stop_token_ids={0},
+            max_new_tokens=2,
+            structured_output_config=genai.StructuredOutputConfig(**{guide[0]: guide[1]}),
+        )
         try:
             # Without a hand on it the pipeline takes the caller for gone, and drops the request.
             _handle = self._pipeline.add_request(0, ov.Tensor(np.ones((1, 2), np.int64)), config)  # type: ignore[attr-defined]
