@@ -122,7 +122,7 @@ def _step_for(pipe: Any, folder: Path, options: dict[str, Any]) -> None:
     sys.path.append(str(BACKEND))
     from generator import GeneratorOptions, Request, load_generator
 
-    generator = load_generator("openvino_genai", folder, GeneratorOptions(threads=2, eos=(2,), **options))
+    generator = load_generator("openvino_genai", folder, GeneratorOptions(threads=2, **({"eos": (2,)} | options)))
     pipe.send("ready")
     while (asked := pipe.recv()) is not None:
         given, tokens = asked
