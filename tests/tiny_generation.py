@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +38,7 @@ CONTEXT = 512
 EOS = 2
 SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 128}
 COMMON = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "bos_token_id": 1, "eos_token_id": EOS}
+_EXPORTS: dict[int, tuple[tempfile.TemporaryDirectory[str], PreTrainedModel]] = {}
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'system' and not loop.first %}{{ raise_exception('system comes first') }}{% endif %}"
@@ -78,6 +82,7 @@ def write_engine_tokenizer(folder: Path) -> None:
         openvino.save_model(graph, folder / name)
 
 
+@cache
 def language_model(family: str) -> PreTrainedModel:
     """A model with weights large enough that the most likely token is never in doubt."""
     set_seed(7)
@@ -116,13 +121,9 @@ def publish_language_model(
     parameters: dict[str, str] | None = None,
 ) -> str:
     """Publishes a model in fp32 and returns the version it was given."""
-    tokenizer = bytes_tokenizer()
     with staging(repository) as stage:
         folder = stage / "fp32"
-        folder.mkdir()
-        convert(model, folder)
-        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-        write_engine_tokenizer(folder)
+        shutil.copytree(_exported(model), folder)
         prompt = prompts(1, seed=5)[0]
         checks = (GreedyCheck(prompt=tuple(prompt), expected=tuple(greedy(model, prompt, 8))),) if check else ()
         manifest = Manifest(
@@ -152,6 +153,19 @@ def publish_language_model(
     if parameters:
         _configure(repository / manifest.triton_model / CONFIG_FILE, parameters)
     return versions[manifest.triton_model]
+
+
+def _exported(model: PreTrainedModel) -> Path:
+    """The files of a model, converted once in a session."""
+    if id(model) not in _EXPORTS:
+        scratch = tempfile.TemporaryDirectory()
+        # The model is kept too, so that its id stays its own.
+        _EXPORTS[id(model)] = scratch, model
+        folder = Path(scratch.name)
+        convert(model, folder)
+        bytes_tokenizer().backend_tokenizer.save(str(folder / "tokenizer.json"))
+        write_engine_tokenizer(folder)
+    return Path(_EXPORTS[id(model)][0].name)
 
 
 def _configure(path: Path, parameters: dict[str, str]) -> None:
