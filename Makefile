@@ -4,16 +4,19 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c "" 2>/dev/null && { e
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS := $(VENV)/.runs
+GENERATES := $(VENV)/.generates
 READY := $(VENV)/.ready
 REPOSITORY ?= model_repository
 MODELS ?= embed intent sentiment ner
+# Those of them that generate text: only they need the engine for it.
+GENERATING := $(filter $(MODELS),$(notdir $(patsubst %/recipe.yaml,%,$(shell grep -ls '^task: text-generation' pipeline/recipes/*/recipe.yaml))))
 
 # torch and the embedded Triton are large; what the network gives slowly should not end the set-up.
 # What is never imported need not be compiled: Python compiles the rest at first use.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check --timeout 120 install --no-compile --progress-bar on -c constraints.txt
 
 .DEFAULT_GOAL := help
-BENCHES := bench bench-cache bench-eager bench-exits bench-padding bench-routing
+BENCHES := bench bench-cache bench-eager bench-exits bench-generate bench-lookup bench-padding bench-routing
 .PHONY: help setup serve models test test-slow check format protos drift $(BENCHES) demo clean
 
 help: ## list the targets
@@ -27,15 +30,19 @@ $(RUNS): pyproject.toml constraints.txt
 	$(INSTALL) -e '.[pipeline]'
 	@touch $@
 
+$(GENERATES): $(RUNS)
+	$(INSTALL) -e '.[generation-build]'
+	@touch $@
+
 $(READY): $(RUNS)
 	$(INSTALL) -e '.[dev]'
-	@touch $@
+	@touch $@ $(GENERATES)
 
 serve: models ## build the default models if they are missing, then serve on 127.0.0.1:50051
 	@# gRPC's handlers for a fork are for children that go on using it; ours becomes Triton.
 	@GRPC_ENABLE_FORK_SUPPORT=false exec $(BIN)/millis serve --model-repository $(REPOSITORY)
 
-models: $(RUNS) ## build the default models that are missing
+models: $(RUNS) $(if $(GENERATING),$(GENERATES)) ## build the default models that are missing
 	@missing=""; for model in $(MODELS); do \
 	  ls -d $(REPOSITORY)/$$model-*/ >/dev/null 2>&1 || missing="$$missing pipeline/recipes/$$model/recipe.yaml"; done; \
 	test -z "$$missing" || exec $(BIN)/millis build $$missing --repository $(REPOSITORY)
@@ -79,6 +86,13 @@ bench-eager: $(RUNS) ## measure published variants against PyTorch behind a plai
 bench-exits: $(RUNS) ## measure a variant with early exits against the one without (MODEL=, PLAIN=, EXITS=, TEXTS=, LABELS=)
 	$(BIN)/python -m benchmarks.exits --repository $(REPOSITORY) --model $(MODEL) --plain $(PLAIN) --exits $(EXITS) \
 	  --texts $(TEXTS) --label-column $(LABELS)
+
+bench-generate: $(READY) ## measure what the service adds to a generation (SHAPE=0.5b or 15m, random weights)
+	$(BIN)/python -m benchmarks.generate --shape $(or $(SHAPE),0.5b)
+
+bench-lookup: $(READY) ## measure prompt lookup on grounded answers of the model `assistant`
+	@ls -d $(REPOSITORY)/assistant-*/ >/dev/null 2>&1 || $(MAKE) models MODELS=assistant
+	$(BIN)/python -m benchmarks.lookup --repository $(REPOSITORY)
 
 bench-padding: models ## measure mixed lengths grouped and padded to the longest, through Triton
 	$(BIN)/python -m benchmarks.padding --repository $(REPOSITORY)

@@ -7,13 +7,14 @@ report.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version as installed
@@ -76,7 +77,10 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(number, _interrupt)
     try:
         for job in [read_job(source, arguments) for source in arguments.sources]:
-            build(job, arguments.repository, arguments.reports, arguments.keep)
+            if isinstance(job, Job):
+                build(job, arguments.repository, arguments.reports, arguments.keep)
+            else:
+                _decoder_build()(job, arguments.repository, arguments.reports, arguments.keep)
     except ERRORS as error:
         print(f"millis build: {error}", file=sys.stderr)
         return 1
@@ -84,6 +88,22 @@ def main(argv: Sequence[str]) -> int:
         print("millis build: interrupted; the repository is as it was before the last model", file=sys.stderr)
         return 130
     return 0
+
+
+def _decoder_build() -> Callable[..., None]:
+    """The build of models that generate text, whose libraries are an extra.
+
+    Raises:
+        ExportError: they are not installed.
+    """
+    try:
+        module = importlib.import_module("millis_pipeline.decoders.build")
+    except ModuleNotFoundError as error:
+        raise ExportError(
+            f"text-generation needs {error.name}, which is not installed: pip install 'millis[generation-build]'"
+        ) from error
+    build: Callable[..., None] = module.build
+    return build
 
 
 def build(job: Job, repository: Path, reports: Path, keep: Path | None = None) -> None:

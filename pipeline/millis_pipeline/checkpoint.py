@@ -168,6 +168,8 @@ def infer_task(source: str, folder: Path) -> TaskName:
     architecture = (getattr(config, "architectures", None) or [""])[0]
     if (folder / MARKER_FILE).is_file():
         return "text-classification"
+    if architecture.endswith("ForCausalLM") or architecture == "GPT2LMHeadModel":
+        return "text-generation"
     if architecture.endswith("ForTokenClassification"):
         return "token-classification"
     if architecture.endswith("ForSequenceClassification"):
@@ -207,7 +209,7 @@ def _load_head(source: str, folder: Path, tokenizer: PreTrainedTokenizerFast, ta
         labels=() if task == "cross-encoder" else labels,
         multi_label=config.problem_type == "multi_label_classification",
         activation=_activation(config) if task == "cross-encoder" else "identity",
-        license=_license(folder),
+        license=checkpoint_license(folder),
     )
 
 
@@ -225,7 +227,7 @@ def _load_embedding(source: str, folder: Path, tokenizer: PreTrainedTokenizerFas
         max_tokens=min(limit, token_limit(config, tokenizer, stated=limit)),
         dimensions=int(model.get_embedding_dimension() or 0),
         normalized=any(type(part).__name__ == "Normalize" for part in model),
-        license=_license(folder),
+        license=checkpoint_license(folder),
     )
 
 
@@ -275,7 +277,7 @@ def _activation(config: Any) -> Literal["sigmoid", "identity"]:
     raise CheckpointError(f"activation {name!r} of the cross-encoder is neither Sigmoid nor Identity")
 
 
-def _license(folder: Path) -> str:
+def checkpoint_license(folder: Path) -> str:
     """The licence in the front matter of the model card."""
     try:
         card = (folder / "README.md").read_text("utf-8").splitlines()

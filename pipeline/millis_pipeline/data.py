@@ -63,7 +63,7 @@ def read_text_examples(
     """
     if path.suffix not in (".csv", ".jsonl"):
         raise DataError(f"{path}: its name must end in .csv or .jsonl")
-    records = _csv_records(path) if path.suffix == ".csv" else _jsonl_records(path)
+    records = _csv_records(path) if path.suffix == ".csv" else jsonl_records(path)
     examples = TextExamples([], [], [])
     for line, record in records:
         for column in (text_column, label_column):
@@ -91,7 +91,7 @@ def read_texts(path: Path, text_column: str) -> list[str]:
             raise DataError(f"{path}: its name must end in .txt, .csv or .jsonl")
         return read_text_examples(path, text_column, None).texts
     texts = []
-    for line, text in _lines(path):
+    for line, text in numbered_lines(path):
         if text.strip():
             _check_characters(f"{path}:{line}: the text", text)
             texts.append(text.strip())
@@ -110,7 +110,7 @@ def read_token_examples(path: Path) -> TokenExamples:
     """
     examples = TokenExamples([], [], [])
     open_text = False
-    for line, text in _lines(path):
+    for line, text in numbered_lines(path):
         if not text.strip() or text.startswith("-DOCSTART-"):
             open_text = False
             continue
@@ -224,8 +224,9 @@ def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
         raise DataError(f"{path}:{reader.reader.line_num}: {error}") from error
 
 
-def _jsonl_records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    for line, text in _lines(path):
+def jsonl_records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    """The objects of a .jsonl file, each with its line."""
+    for line, text in numbered_lines(path):
         if not text.strip():
             continue
         try:
@@ -237,7 +238,7 @@ def _jsonl_records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
         yield line, record
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines end at a line feed only: other separators of Unicode may stand in a text."""
     for line, text in enumerate(_content(path).split("\n"), 1):
         yield line, text.rstrip("\r")

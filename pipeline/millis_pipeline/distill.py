@@ -34,9 +34,14 @@ def taken_layers(spec: Distill, depth: int) -> list[int]:
     """Layers of the teacher that the student's begin as, counted from 0: as asked, or spread from first to last."""
     if spec.from_layers:
         return [layer - 1 for layer in spec.from_layers]
-    if spec.layers == 1:
+    return spread_layers(spec.layers, depth)
+
+
+def spread_layers(count: int, depth: int) -> list[int]:
+    """So many of a model's layers, from 0, spread evenly from first to last."""
+    if count == 1:
         return [0]
-    return [round(index * (depth - 1) / (spec.layers - 1)) for index in range(spec.layers)]
+    return [round(index * (depth - 1) / (count - 1)) for index in range(count)]
 
 
 def taught_layers(count: int, depth: int) -> dict[int, int]:

@@ -6,8 +6,11 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from millis_pipeline.checkpoint import PACKAGE_PREFIX, infer_task, resolve
 from millis_pipeline.data import DataError, TextExamples, TokenExamples, read_text_examples, read_token_examples
+from millis_pipeline.decoders.recipe import DecoderRecipe
 from millis_pipeline.recipe import Recipe, RecipeError, load_recipe
 from millis_pipeline.variants import DEFAULT_VARIANTS, VariantRecipe
 from millis_server.manifest import TaskName
@@ -44,14 +47,22 @@ class Job:
     variants: tuple[VariantRecipe, ...] = DEFAULT_VARIANTS
 
 
-def read_job(source: str, arguments: argparse.Namespace) -> Job:
+def read_job(source: str, arguments: argparse.Namespace) -> Job | DecoderRecipe:
     """Tells a recipe from a checkpoint by its ending, and reads it.
 
+    Returns:
+        A recipe of its own kind for a model that generates text.
+
     Raises:
+        CheckpointError: no --task is given, and the checkpoint does not say what it answers.
         RecipeError: the recipe is wrong, or `--teacher` is given without one.
     """
     if source.endswith((".yaml", ".yml")):
         recipe = load_recipe(Path(source), arguments.data_dir)
+        if isinstance(recipe, DecoderRecipe):
+            if arguments.teacher is not None:
+                raise RecipeError(f"--teacher: {source} generates text; its key checkpoint says what it begins from")
+            return recipe.model_copy(update={"name": arguments.name or recipe.name})
         teacher = arguments.teacher or recipe.teacher
         return Job(
             name=arguments.name or recipe.name,
@@ -69,9 +80,11 @@ def read_job(source: str, arguments: argparse.Namespace) -> Job:
         )
     if arguments.teacher is not None:
         raise RecipeError(f"--teacher: it goes with a recipe, and {source} is a checkpoint")
-    default = Path(source.removeprefix(PACKAGE_PREFIX)).name.lower().replace("_", "-")
+    name = arguments.name or Path(source.removeprefix(PACKAGE_PREFIX)).name.lower().replace("_", "-")
+    if _generates(source, arguments.task):
+        return _plain_decoder(source, name, arguments.eval_data)
     return Job(
-        name=arguments.name or default,
+        name=name,
         source=source,
         task=arguments.task,
         recipe=None,
@@ -80,6 +93,23 @@ def read_job(source: str, arguments: argparse.Namespace) -> Job:
         text_column=arguments.text_column,
         label_column=arguments.label_column,
     )
+
+
+def _generates(source: str, task: TaskName | None) -> bool:
+    """Whether a checkpoint generates text; one that is not there yet is asked when it is built."""
+    if task is not None:
+        return task == "text-generation"
+    return Path(source).is_dir() and infer_task(source, Path(source)) == "text-generation"
+
+
+def _plain_decoder(source: str, name: str, evaluation: Path | None) -> DecoderRecipe:
+    """The recipe that builds a checkpoint as it is."""
+    dataset = evaluation.name if evaluation else ""
+    try:
+        return DecoderRecipe(name=name, checkpoint=source, test=evaluation, dataset=dataset)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"{source}: {message.replace('test:', '--eval-data:')}") from error
 
 
 def read_evaluation(job: Job) -> TextExamples | TokenExamples | None:

@@ -22,12 +22,18 @@ TIMEOUT = 300
 
 def resident_bytes(paths: Sequence[Path]) -> int:
     """Resident memory that the loaded graphs of a variant add to a process, after one text of 64 tokens."""
-    command = [sys.executable, "-m", "millis_pipeline.memory", *map(str, paths)]
+    return printed_bytes("millis_pipeline.memory", [str(path) for path in paths])
+
+
+def printed_bytes(module: str, arguments: Sequence[str]) -> int:
+    """What a module that measures memory prints when it is run in a process of its own."""
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT)
     return int(done.stdout)
 
 
-def _resident() -> int:
+def resident() -> int:
+    """Resident memory of this process, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return 1024 * int(line.split()[1])
@@ -35,14 +41,14 @@ def _resident() -> int:
 
 
 def _main(paths: Sequence[str]) -> None:
-    before = _resident()
+    before = resident()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     sessions = [onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths]
     for session in sessions:
         session.run(None, {tensor.name: _input(tensor) for tensor in session.get_inputs()})
-    print(_resident() - before)
+    print(resident() - before)
 
 
 def _input(tensor: Any) -> NDArray[Any]:

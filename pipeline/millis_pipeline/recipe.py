@@ -9,6 +9,7 @@ from typing import Annotated, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from millis_pipeline.decoders.recipe import DecoderRecipe
 from millis_pipeline.variants import DEFAULT_VARIANTS, VariantRecipe, check_family
 from millis_server.manifest import Name, TaskName
 
@@ -100,8 +101,8 @@ class Recipe(BaseModel):
             raise ValueError(f"variants: {variant.name}: it is made with texts; give train or unlabelled")
 
 
-def load_recipe(path: Path, data_dir: Path | None = None) -> Recipe:
-    """Reads a recipe.
+def load_recipe(path: Path, data_dir: Path | None = None) -> Recipe | DecoderRecipe:
+    """Reads a recipe; its key `task` decides of which kind it is.
 
     Args:
         path: of the YAML file.
@@ -130,8 +131,9 @@ def load_recipe(path: Path, data_dir: Path | None = None) -> Recipe:
         source = values.get(key)
         if isinstance(source, str) and source.startswith("."):
             values[key] = str(path.parent / source)
+    kind = DecoderRecipe if values.get("task") == "text-generation" else Recipe
     try:
-        return Recipe(**values, path=path, digest=hashlib.sha256(content).hexdigest())
+        return kind(**values, path=path, digest=hashlib.sha256(content).hexdigest())
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

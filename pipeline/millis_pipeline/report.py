@@ -59,10 +59,21 @@ def write_report(
         choice: why the default variant is the default.
         max_loss: largest loss that the gate allowed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    picture = _picture(entries)
     before = "\n".join(_before_picture(entries, reference, choice, max_loss))
-    after = "\n".join(_after_picture(entries, reference))
+    write_pages(folder, name, before, _picture(entries), "\n".join(_after_picture(entries, reference)))
+
+
+def write_pages(folder: Path, name: str, before: str, picture: str, after: str) -> None:
+    """Writes one report as `NAME.md` with `NAME.svg` beside it, and as `NAME.html`.
+
+    Args:
+        folder: to write into.
+        name: logical model name.
+        before: Markdown before the picture.
+        picture: SVG.
+        after: Markdown after it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     image = f"![Quality against time and size]({name}.svg)\n\n"
     (folder / f"{name}.md").write_text(f"{before}\n{image}{after}\n", "utf-8")
     (folder / f"{name}.svg").write_text(picture, "utf-8")
@@ -75,23 +86,30 @@ def write_report(
 def _before_picture(entries: Sequence[Entry], reference: Judgement, choice: str, max_loss: float) -> list[str]:
     manifest = entries[0].manifest
     return [
-        f"# {manifest.model}",
-        "",
-        f"Task: {manifest.task}. Made from `{manifest.provenance.checkpoint}`"
-        + (f", trained on {manifest.provenance.dataset}" if manifest.provenance.dataset else "")
-        + f", {manifest.provenance.created_at}.",
-        f"Licence of the weights: {manifest.provenance.license or 'not stated by the source'}.",
+        *title(manifest),
         f"Most tokens of one input: {manifest.max_tokens}.",
         "",
         "## Variants",
         "",
         *_variant_table(entries, reference),
         "",
-        *_gate(entries, max_loss),
+        *gate_lines(entries, max_loss),
         choice,
         "",
-        *_steps(entries),
+        *step_lines(entries),
         *_exits(entries),
+    ]
+
+
+def title(manifest: Manifest) -> list[str]:
+    """What the model is and where it comes from."""
+    return [
+        f"# {manifest.model}",
+        "",
+        f"Task: {manifest.task}. Made from `{manifest.provenance.checkpoint}`"
+        + (f", trained on {manifest.provenance.dataset}" if manifest.provenance.dataset else "")
+        + f", {manifest.provenance.created_at}.",
+        f"Licence of the weights: {manifest.provenance.license or 'not stated by the source'}.",
     ]
 
 
@@ -100,15 +118,18 @@ def _after_picture(entries: Sequence[Entry], reference: Judgement) -> list[str]:
         "Time is the geometric mean of the medians of one text over the lengths below. Filled points are published; "
         "bars are 95 % intervals; the dashed line joins the published variants that no other one beats in both."
     )
-    lines = [
+    return [
         legend,
         "",
         *_latency_section(entries),
         *_labels(entries, reference),
-        "## Made with",
-        "",
+        *library_lines(entries[0].manifest),
     ]
-    return lines + [f"- {name} {version}" for name, version in entries[0].manifest.provenance.versions.items()]
+
+
+def library_lines(manifest: Manifest) -> list[str]:
+    """The libraries that made it."""
+    return ["## Made with", "", *(f"- {name} {version}" for name, version in manifest.provenance.versions.items())]
 
 
 def _variant_table(entries: Sequence[Entry], reference: Judgement) -> list[str]:
@@ -136,7 +157,8 @@ def _variant_table(entries: Sequence[Entry], reference: Judgement) -> list[str]:
     return rows
 
 
-def _gate(entries: Sequence[Entry], max_loss: float) -> list[str]:
+def gate_lines(entries: Sequence[Entry], max_loss: float) -> list[str]:
+    """What the gate demanded, and what it refused."""
     if entries[0].manifest.quality is None:
         return ["There was no data to measure quality on, so nothing was refused.", ""]
     refused = [f"- {entry.manifest.variant}: {entry.refused}." for entry in entries if entry.refused]
@@ -144,7 +166,8 @@ def _gate(entries: Sequence[Entry], max_loss: float) -> list[str]:
     return [said, "", *(["Not published:", "", *refused] if refused else ["All variants passed."]), ""]
 
 
-def _steps(entries: Sequence[Entry]) -> list[str]:
+def step_lines(entries: Sequence[Entry]) -> list[str]:
+    """How each variant was made."""
     steps = [(entry.manifest.variant, "; then ".join(entry.manifest.provenance.steps)) for entry in entries]
     return ["## How they were made", "", *(f"- {name}: {how or 'exported'}" for name, how in steps), ""]
 

@@ -179,13 +179,15 @@ async def saturated(served: Served, rows: Sequence[Row], callers: int, seconds: 
 
 
 async def _closed_loop(served: Served, rows: Sequence[Row], callers: int, seconds: float) -> list[float]:
+    lane = served.lane
+    assert isinstance(lane, Lane), "a model that generates text is refused by its plan. This is a bug."
     times: list[float] = []
     ends = time.perf_counter() + seconds
 
     async def work(turn: int) -> None:
         began = time.perf_counter()
         while began < ends or len(times) < MIN_CALLS:
-            await served.lane.run([rows[turn % len(rows)]])
+            await lane.run([rows[turn % len(rows)]])
             now = time.perf_counter()
             times.append(now - began)
             began = now

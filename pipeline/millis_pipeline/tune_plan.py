@@ -67,6 +67,8 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     """
     repository: Path = arguments.repository
     manifests = _manifests(repository, arguments.model)
+    if any(manifest.generation is not None for manifest, _ in manifests.values()):
+        raise TuneError(f"{arguments.model} generates text; only models that answer in one step can be tuned")
     qualities = {name: manifest.quality.value if manifest.quality else 0.0 for name, (manifest, _) in manifests.items()}
     good = [name for name in manifests if qualities[name] >= arguments.min_quality]
     if not good:

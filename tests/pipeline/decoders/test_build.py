@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from millis_pipeline import build
+from millis_pipeline import build, tune
 from millis_pipeline.decoders import build as decoder_build
 from millis_pipeline.decoders import candidates, measure
 from millis_pipeline.decoders.engine import Engine
@@ -138,6 +138,10 @@ def test_a_checkpoint_says_itself_that_it_generates(tmp_path: Path, capsys: pyte
     assert read["fp32"].quality.dataset == "text.txt"
     # Random weights agree little when they are rounded: then fp32 answers.
     assert read["fp32"].default_variant
+    assert tune.main(["tiny-llama", *options(tmp_path)[:2], "--state-dir", str(tmp_path / "state")]) == 1
+    assert capsys.readouterr().err == (
+        "millis tune: tiny-llama generates text; only models that answer in one step can be tuned\n"
+    )
 
 
 def test_a_window_of_attention_is_the_context_and_the_report_says_so(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, Protocol
 GENERATORS = ("openvino_genai", "transformers")
 """Values of the config's parameter `engine`; the first is the default."""
 
-EXTRAS = {"openvino_genai": "generation", "transformers": "torch"}
+EXTRAS = {"openvino_genai": "generation", "transformers": "generation-torch"}
 """Extra of the millis distribution that installs each engine's library."""
 
 GuideKind = Literal["json", "regex", "choice"]
