@@ -153,12 +153,13 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
 
 def test_the_default_models_have_recipes_with_their_data() -> None:
     recipes = [load_recipe(path) for path in DEFAULTS]
-    assert [recipe.name for recipe in recipes] == ["embed", "intent", "ner", "sentiment"]
-    assert [recipe.path.parent.name for recipe in recipes] == ["embed", "intent", "ner", "sentiment"]
+    names = ["assistant", "embed", "intent", "ner", "qwen2.5-0.5b-instruct", "sentiment", "smollm2-135m-instruct"]
+    assert [recipe.name for recipe in recipes] == names
+    assert [recipe.path.parent.name for recipe in recipes] == names
     files = [path for recipe in recipes for path in (recipe.train, recipe.dev, recipe.test) if path is not None]
     assert [path for path in files if not path.is_file()] == []
     tasks = [recipe.task for recipe in recipes if recipe.default]
-    assert sorted(tasks) == ["embedding", "text-classification", "token-classification"]
+    assert sorted(tasks) == ["embedding", "text-classification", "text-generation", "token-classification"]
 
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)

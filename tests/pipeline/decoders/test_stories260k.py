@@ -3,7 +3,7 @@
 The model is not part of the project. Run by hand, with the folder that holds stories260K.bin, tok512.bin and
 stories260K.md (from karpathy's tinyllamas and llama2.c):
 
-    MILLIS_STORIES260K=../shared/data/stories260K pytest tests/pipeline/decoders/test_stories260k.py
+    MILLIS_STORIES260K=FOLDER pytest tests/pipeline/decoders/test_stories260k.py
 """
 
 from __future__ import annotations
