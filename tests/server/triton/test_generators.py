@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,21 @@ def folders(model, tmp_path_factory) -> dict[str, Path]:
     }
 
 
+@pytest.fixture
+def load(folders):
+    """Loads engines and closes them at the end: a manager of transformers would keep the process alive."""
+    loaded = []
+
+    def load(name: str, folder: Path | None = None, **wanted):
+        generator = backend("generator").load_generator(name, folder or folders[name], options(**wanted))
+        loaded.append(generator)
+        return generator
+
+    yield load
+    for generator in loaded:
+        generator.close()
+
+
 def options(**wanted):
     standard = {"threads": 2, "eos": (tiny.EOS,), "kv_cache_precision": "f32"}
     return backend("generator").GeneratorOptions(**(standard | wanted))
@@ -62,20 +78,20 @@ def run(generator, requests) -> dict[int, list[int]]:
         ("transformers", {}),
     ],
 )
-def test_greedy_tokens_are_those_of_transformers(folders, model, engine, wanted):
+def test_greedy_tokens_are_those_of_transformers(load, folders, model, engine, wanted):
     request = backend("generator").Request
     prompts = tiny.prompts(4, seed=2)
     folder = folders["drafted" if "draft" in wanted else engine]
-    generator = backend("generator").load_generator(engine, folder, options(**wanted))
+    generator = load(engine, folder, **wanted)
     made = run(generator, [request(prompt, 24, 0.0, ignore_eos=True) for prompt in prompts])
     assert made == {number: tiny.greedy(model, prompt, 24) for number, prompt in enumerate(prompts)}
 
 
 @pytest.mark.parametrize("engine", ["openvino_genai", "transformers"])
-def test_a_cancelled_request_is_forgotten_and_the_others_go_on(folders, model, engine):
+def test_a_cancelled_request_is_forgotten_and_the_others_go_on(load, model, engine):
     request = backend("generator").Request
     prompts = tiny.prompts(2, seed=4)
-    generator = backend("generator").load_generator(engine, folders[engine], options())
+    generator = load(engine)
     for number, prompt in enumerate(prompts):
         generator.add(number, request(prompt, 40, 0.0, ignore_eos=True))
     made: list[int] = []
@@ -92,16 +108,25 @@ def test_a_cancelled_request_is_forgotten_and_the_others_go_on(folders, model, e
     assert made == tiny.greedy(model, prompts[1], 40)
 
 
-def test_what_an_engine_has_not_is_refused_by_name(folders):
+def test_what_an_engine_has_not_is_refused_by_name(load):
     request = backend("generator").Request
     invalid = backend("generator").InvalidRequest
-    generator = backend("generator").load_generator("transformers", folders["transformers"], options())
+    generator = load("transformers")
     with pytest.raises(invalid, match=r"^n: is set, and the engine transformers has no such rule"):
         generator.add(0, request([5], n=2))
-    generator = backend("generator").load_generator("openvino_genai", folders["openvino_genai"], options())
+    generator = load("openvino_genai")
     guide = backend("generator").Guide("regex", "a+")
     with pytest.raises(invalid, match="this version was published without a tokenizer for guided output"):
         generator.add(0, request([5], guide=guide))
+
+
+def test_a_closed_engine_leaves_no_thread(folders):
+    before = set(threading.enumerate())
+    generator = backend("generator").load_generator("transformers", folders["transformers"], options())
+    run(generator, [backend("generator").Request([5, 6], 3, 0.0), backend("generator").Request([5, 6], 3, 1.0)])
+    generator.close()
+    left = [thread.name for thread in set(threading.enumerate()) - before if not thread.daemon]
+    assert left == []
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,9 @@ class Generator(Protocol):
     def cancel(self, number: int) -> None:
         """Drops a request and frees its memory; nothing of it comes any more. Nothing for one that is gone."""
 
+    def close(self) -> None:
+        """Ends what runs beside the caller's thread; nothing is asked of the engine after it."""
+
 
 @dataclass(frozen=True)
 class GeneratorOptions:

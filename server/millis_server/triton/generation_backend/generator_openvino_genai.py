@@ -100,6 +100,9 @@ class OpenVinoGenerator:
         if entry is not None:
             entry[0].cancel()
 
+    def close(self) -> None:
+        """Nothing runs beside the steps."""
+
     def _read(self, number: int, handle: Any, request: Request) -> list[Piece]:
         # One text comes token by token, several come whole when all of them are ready.
         outputs = handle.read()

@@ -30,6 +30,8 @@ PAGE_TOKENS = 32
 WAIT_SECONDS = 0.05
 """Longest wait of one step; requests and cancels are looked at between steps."""
 
+STOP_SECONDS = 5.0
+
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
 
 
@@ -93,6 +95,12 @@ class TransformersGenerator:
             if known == number:
                 del self._under_way[name]
                 self._managers[name.startswith("1")].cancel_request(name)
+
+    def close(self) -> None:
+        """Ends the managers' threads, which would keep the process alive."""
+        for manager in self._managers.values():
+            manager.stop(block=True, timeout=STOP_SECONDS, hard_stop=True)
+        self._managers.clear()
 
     def _read(self, output: Any) -> list[Piece]:
         entry = self._under_way.get(output.request_id)

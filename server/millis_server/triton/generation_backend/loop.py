@@ -104,6 +104,7 @@ class Loop:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
+        self._generator.close()
 
     def _run(self) -> None:
         while True:
