@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from google.protobuf.duration_pb2 import Duration
-
 from millis.v1 import inference_pb2 as inference
 from millis.v1 import types_pb2 as types
 from millis_server.generation import Event, Finished, Started
+from millis_server.response_info import duration, served_by
 from millis_server.routing import Choice
 from millis_server.triton.protocols import Chunk
 
@@ -31,10 +30,10 @@ def _finished(event: Finished, client_request_id: str) -> inference.GenerationFi
     info = _info(event.choice, client_request_id, event.prompt_tokens)
     info.usage.generated_tokens = sum(event.tokens)
     timing = inference.GenerationTiming(
-        queue=_duration(event.queue), time_to_first_token=_duration(event.first), total=_duration(event.total)
+        queue=duration(event.queue), time_to_first_token=duration(event.first), total=duration(event.total)
     )
     if event.per_token is not None:
-        timing.time_per_token.CopyFrom(_duration(event.per_token))
+        timing.time_per_token.CopyFrom(duration(event.per_token))
     return inference.GenerationFinished(
         completions=[
             inference.Completion(index=index, finish_reason=FINISH_REASONS[reason], tokens=tokens)
@@ -46,22 +45,9 @@ def _finished(event: Finished, client_request_id: str) -> inference.GenerationFi
 
 
 def _info(choice: Choice, client_request_id: str, prompt_tokens: int) -> types.ResponseInfo:
-    manifest = choice.served.manifest
     return types.ResponseInfo(
         client_request_id=client_request_id,
-        served_by=types.ServedBy(
-            model=manifest.model,
-            version=choice.served.version,
-            variant=manifest.variant,
-            degraded=choice.degraded,
-            reason=choice.reason,
-        ),
+        served_by=served_by(choice),
         usage=types.Usage(inputs=1, tokens=prompt_tokens),
         cache_status=types.CACHE_STATUS_DISABLED,
     )
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(int(seconds * 1e9))
-    return duration

@@ -6,8 +6,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from google.protobuf.duration_pb2 import Duration
-
 from millis.v1 import inference_pb2 as inference
 from millis.v1 import inference_pb2_grpc
 from millis.v1 import types_pb2 as types
@@ -23,6 +21,7 @@ from millis_server.observability.metrics import Metrics
 from millis_server.offsets import OffsetUnit, converter
 from millis_server.prediction import Predictor
 from millis_server.requests import InferenceRequest, RequestReader
+from millis_server.response_info import duration, served_by
 from millis_server.routing import Demand, choose
 from millis_server.tasks import Task
 from millis_server.tasks.embedding import Encoding
@@ -198,16 +197,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
 def _info(request: InferenceRequest, answer: Answer[Any], inputs: int) -> types.ResponseInfo:
     choice = answer.choice
-    manifest = choice.served.manifest
     info = types.ResponseInfo(
         client_request_id=request.options.client_request_id,
-        served_by=types.ServedBy(
-            model=manifest.model,
-            version=choice.served.version,
-            variant=manifest.variant,
-            degraded=choice.degraded,
-            reason=choice.reason,
-        ),
+        served_by=served_by(choice),
         usage=types.Usage(
             inputs=inputs, tokens=answer.tokens, padded_tokens=answer.padded_tokens, layers=answer.layers
         ),
@@ -218,11 +210,11 @@ def _info(request: InferenceRequest, answer: Answer[Any], inputs: int) -> types.
         times = answer.times
         info.timing.CopyFrom(
             types.Timing(
-                total=_duration(times.total),
-                tokenize=_duration(times.tokenize),
-                queue=_duration(times.queue),
-                infer=_duration(times.infer),
-                postprocess=_duration(times.postprocess),
+                total=duration(times.total),
+                tokenize=duration(times.tokenize),
+                queue=duration(times.queue),
+                infer=duration(times.infer),
+                postprocess=duration(times.postprocess),
             )
         )
     return info
@@ -283,8 +275,3 @@ def _score_type(manifest: Manifest) -> inference.ScoreType.ValueType:
     if manifest.task == "embedding":
         return inference.SCORE_TYPE_COSINE
     return inference.SCORE_TYPE_PROBABILITY if manifest.activation == "sigmoid" else inference.SCORE_TYPE_LOGIT
-
-
-def _duration(seconds: float) -> Duration:
-    nanos = int(seconds * 1e9)
-    return Duration(seconds=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000)

@@ -95,7 +95,7 @@ class _Session:
         self._name = f"{os.getpid()}-{next(_numbers)}"
         self._arrivals: dict[int, Arrivals] = {}
         self._outgoing: asyncio.Queue[triton.ModelInferRequest | None] = asyncio.Queue()
-        self._send()
+        self._outgoing.put_nowait(self._request())
         self._idle: asyncio.TimerHandle | None = None
         self._task = asyncio.create_task(self._run())
 
@@ -142,9 +142,6 @@ class _Session:
         request = self._request()
         add(request, "cancel", "INT32", 1, number.to_bytes(4, "little", signed=True))
         self._outgoing.put_nowait(request)
-
-    def _send(self) -> None:
-        self._outgoing.put_nowait(self._request())
 
     def _request(self) -> triton.ModelInferRequest:
         request = self._new_request()
