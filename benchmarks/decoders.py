@@ -16,7 +16,8 @@ from millis_pipeline.decoders.compress import compress
 from millis_pipeline.decoders.convert import convert
 from millis_pipeline.decoders.recipe import DecoderVariant
 from millis_pipeline.publish import publish, staging, write_version
-from millis_server.manifest import Generation, Manifest, Provenance, sha256
+from millis_server.manifest import Generation, Manifest, Provenance
+from millis_server.manifest_files import sha256
 
 CONTEXT = 2048
 
@@ -121,6 +122,7 @@ def _manifest(model_name: str, weights: str, shape: Shape, folder: Path) -> Mani
         size_bytes=(folder / "openvino_model.bin").stat().st_size,
         provenance=Provenance(checkpoint=f"{shape.what}, random weights", created_at="2026-01-01T00:00:00Z"),
         generation=Generation(
+            kv_cache_precision="f32" if weights == "fp32" else "u8",
             weights=("openvino_model.xml", "openvino_model.bin"),
             vocabulary=shape.config.vocab_size,
             eos_ids=(2,),

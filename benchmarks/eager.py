@@ -32,7 +32,7 @@ from benchmarks.gateway import running_gateway
 from benchmarks.load import Measurement, merged, tasks
 from millis.v1 import inference_pb2, inference_pb2_grpc, types_pb2
 from millis_pipeline.data import read_token_examples
-from millis_server.manifest import read_manifest
+from millis_server.manifest_files import read_manifest
 from millis_server.repository import scan
 
 EAGER = "eager"

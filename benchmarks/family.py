@@ -22,7 +22,7 @@ from millis_pipeline import build
 from millis_pipeline.checkpoint import resolve
 from millis_pipeline.publish import publish, staging, write_version
 from millis_pipeline.recipe import Recipe, load_recipe
-from millis_server.manifest import read_manifest
+from millis_server.manifest_files import read_manifest
 
 QUANTIZED = ("fp32", "int8")
 

@@ -28,16 +28,15 @@ import numpy as np
 import uvloop
 
 import millis
-import millis_server.triton
 from benchmarks.decoders import SHAPES, build, checkpoint_of
 from benchmarks.gateway import running_gateway
 from millis_pipeline.latency import machine
-from millis_server.manifest import Manifest, read_manifest
+from millis_server.manifest import Manifest
+from millis_server.manifest_files import read_manifest
 from millis_server.tasks.generation import Prompt, TextGeneration
 from millis_server.triton.streams import Streams, TritonStreams
 
 LIBRARIES = ("openvino-genai", "nvidia-pytriton", "grpcio", "transformers", "torch")
-BACKEND = Path(millis_server.triton.__file__).parent / "generation_backend"
 PROMPT_TOKENS = 64
 TOKENS = 64
 CALLERS = (1, 8)
@@ -119,8 +118,7 @@ class BareEngine:
 
 
 def _step_for(pipe: Any, folder: Path, options: dict[str, Any]) -> None:
-    sys.path.append(str(BACKEND))
-    from generator import GeneratorOptions, Request, load_generator
+    from millis_server.triton.generation_backend.decoding.generator import GeneratorOptions, Request, load_generator
 
     generator = load_generator("openvino_genai", folder, GeneratorOptions(threads=2, **({"eos": (2,)} | options)))
     pipe.send("ready")

@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 from benchmarks.generate import BareEngine, Timed
 from millis_pipeline.latency import machine
 from millis_server.chat import ChatTemplates
-from millis_server.manifest import TOKENIZER_FILE, Manifest, read_manifest
+from millis_server.manifest import TOKENIZER_FILE, Manifest
+from millis_server.manifest_files import read_manifest
 
 DIALOGUES = Path("pipeline/recipes/assistant/test.jsonl")
 GUESSED = (0, 2, 4, 8)

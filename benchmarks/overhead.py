@@ -35,7 +35,8 @@ from benchmarks.gateway import Running, running_gateway
 from benchmarks.load import Measurement, merged, tasks, threads
 from millis.v1 import inference_pb2, inference_pb2_grpc, types_pb2
 from millis_pipeline.latency import machine
-from millis_server.manifest import TOKENIZER_FILE, WEIGHTS_FILE, Manifest, read_manifest
+from millis_server.manifest import TOKENIZER_FILE, WEIGHTS_FILE, Manifest
+from millis_server.manifest_files import read_manifest
 from millis_server.tokenizer import Row, Tokenizer
 from millis_server.triton.client import TritonClient, infer_path
 from millis_server.triton.tensors import pack, unpack

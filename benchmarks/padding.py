@@ -35,7 +35,8 @@ from benchmarks.load import Measurement, merged, tasks
 from millis_pipeline.configuration import write_config
 from millis_pipeline.machine import machine
 from millis_pipeline.publish import triton_config
-from millis_server.manifest import TOKENIZER_FILE, Manifest, read_manifest
+from millis_server.manifest import TOKENIZER_FILE, Manifest
+from millis_server.manifest_files import read_manifest
 from millis_server.tokenizer import Row, Tokenizer
 from millis_server.triton.client import TritonClient
 from millis_server.triton.lane import Lane

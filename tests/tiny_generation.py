@@ -30,7 +30,8 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from millis_pipeline.decoders.convert import convert
 from millis_pipeline.publish import CONFIG_FILE, publish, staging, write_version
-from millis_server.manifest import Generation, GreedyCheck, Manifest, Provenance, sha256
+from millis_server.manifest import Generation, GreedyCheck, Manifest, Provenance
+from millis_server.manifest_files import sha256
 from tests.tiny import SENTENCES
 
 VOCABULARY = 384
@@ -136,6 +137,7 @@ def publish_language_model(
             size_bytes=(folder / "openvino_model.bin").stat().st_size,
             provenance=Provenance(checkpoint=f"random {name}", created_at="2026-01-01T00:00:00Z"),
             generation=Generation(
+                kv_cache_precision="f32",
                 weights=("openvino_model.xml", "openvino_model.bin"),
                 vocabulary=VOCABULARY,
                 chat_template=chat_template,

@@ -21,7 +21,8 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from millis_pipeline.publish import CONFIG_FILE, PublishError, staging, triton_config, write_version
-from millis_server.manifest import TOKENIZER_FILE, Generation, Manifest, Provenance, sha256
+from millis_server.manifest import TOKENIZER_FILE, Generation, Manifest, Provenance
+from millis_server.manifest_files import sha256
 
 ARGUMENTS_FILES = {"vllm": "model.json", "tensorrt-llm": "model.yaml"}
 """Where each engine reads its arguments, in the version folder."""

@@ -46,7 +46,8 @@ from millis_pipeline.verify import (
     evaluation_set,
     self_checks,
 )
-from millis_server.manifest import TOKENIZER_FILE, Manifest, Provenance, TaskName, sha256
+from millis_server.manifest import TOKENIZER_FILE, EngineName, Manifest, Provenance, TaskName
+from millis_server.manifest_files import sha256
 
 ERRORS = (CheckpointError, DataError, ExportError, PublishError, RecipeError, VerificationError)
 """What a user can mend; anything else is a bug and shows its traceback."""
@@ -257,6 +258,11 @@ def _parser() -> argparse.ArgumentParser:
         help="a recipe (.yaml), or a checkpoint: a folder, a hub id, or package:NAME",
     )
     parser.add_argument("--task", choices=get_args(TaskName), help="what a checkpoint answers, when it does not say")
+    parser.add_argument(
+        "--engine",
+        choices=get_args(EngineName),
+        help="what generates text from a checkpoint; transformers (PyTorch) takes every architecture it has",
+    )
     parser.add_argument("--name", help="logical model name; the default is the recipe's or the checkpoint's")
     parser.add_argument("--eval-data", type=Path, help="labelled data to measure a checkpoint on (CSV, JSONL, CoNLL)")
     parser.add_argument("--text-column", default="text", help="column of the texts in --eval-data")

@@ -9,7 +9,9 @@ from millis_server.manifest import Generation, Manifest
 BACKENDS = {"millis": "millis_generation", "vllm": "vllm", "tensorrt-llm": "python"}
 """Triton backend of each protocol."""
 
-ENGINE = "openvino_genai"
+THREADS = 2
+"""That work on one step."""
+
 BATCHED_TOKENS = 256
 """Tokens in one step of the engine: long prompts are read in parts of this size, between the tokens of other texts."""
 
@@ -67,19 +69,14 @@ def generation_config(manifest: Manifest, generation: Generation) -> triton.Mode
     for name, kind in outputs.items():
         config.output.add(name=name, data_type=kind, dims=[-1])
     if generation.protocol == "millis":
-        _add_millis(config, manifest, generation)
+        _add_millis(config, generation)
     else:
         # These engines take the devices that their own arguments name.
         config.instance_group.add(kind=triton.ModelInstanceGroup.KIND_MODEL, count=1)
     return config
 
 
-def kv_cache_precision(variant: str) -> str:
-    """Precision of the engine's memory: f32 makes the tokens of fp32 weights exactly PyTorch's, and costs memory."""
-    return "f32" if variant == "fp32" else "u8"
-
-
-def _add_millis(config: triton.ModelConfig, manifest: Manifest, generation: Generation) -> None:
+def _add_millis(config: triton.ModelConfig, generation: Generation) -> None:
     """What our backend has beside vLLM's tensors, and its parameters."""
     inputs = {"prompt_token_ids": (triton.TYPE_INT32, -1), "session": (triton.TYPE_STRING, 1)}
     inputs |= dict.fromkeys(("number", "cancel"), (triton.TYPE_INT32, 1))
@@ -90,14 +87,16 @@ def _add_millis(config: triton.ModelConfig, manifest: Manifest, generation: Gene
         config.output.add(name=name, data_type=kind, dims=[-1])
     config.instance_group.add(kind=triton.ModelInstanceGroup.KIND_CPU, count=1)
     parameters = {
-        "engine": ENGINE,
-        "threads": "2",
+        "engine": generation.engine,
+        "device": generation.device,
+        "threads": str(THREADS),
         "max_streams": str(generation.max_streams),
         "cache_tokens": str(generation.cache_tokens),
         "max_batched_tokens": str(BATCHED_TOKENS),
-        "kv_cache_precision": kv_cache_precision(manifest.variant),
+        "kv_cache_precision": generation.kv_cache_precision,
         "prefix_caching": "true",
         "prompt_lookup": "0",
+        "draft": generation.draft,
     }
     for name, value in parameters.items():
         config.parameters[name].string_value = value

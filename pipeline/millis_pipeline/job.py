@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from millis_pipeline.checkpoint import PACKAGE_PREFIX, infer_task, resolve
 from millis_pipeline.data import DataError, TextExamples, TokenExamples, read_text_examples, read_token_examples
-from millis_pipeline.decoders.recipe import DecoderRecipe
+from millis_pipeline.decoders.recipe import DEFAULT_VARIANTS as OPENVINO_VARIANTS
+from millis_pipeline.decoders.recipe import PYTORCH_VARIANTS, DecoderRecipe
 from millis_pipeline.recipe import Recipe, RecipeError, load_recipe
 from millis_pipeline.variants import DEFAULT_VARIANTS, VariantRecipe
-from millis_server.manifest import TaskName
+from millis_server.manifest import EngineName, TaskName
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ def read_job(source: str, arguments: argparse.Namespace) -> Job | DecoderRecipe:
 
     Raises:
         CheckpointError: no --task is given, and the checkpoint does not say what it answers.
-        RecipeError: the recipe is wrong, or `--teacher` is given without one.
+        RecipeError: the recipe is wrong, `--teacher` is given without one, or `--engine` with one.
     """
     if source.endswith((".yaml", ".yml")):
+        if arguments.engine is not None:
+            raise RecipeError(f"--engine: {source} is a recipe; its variants say what generates")
         recipe = load_recipe(Path(source), arguments.data_dir)
         if isinstance(recipe, DecoderRecipe):
             if arguments.teacher is not None:
@@ -82,7 +85,9 @@ def read_job(source: str, arguments: argparse.Namespace) -> Job | DecoderRecipe:
         raise RecipeError(f"--teacher: it goes with a recipe, and {source} is a checkpoint")
     name = arguments.name or Path(source.removeprefix(PACKAGE_PREFIX)).name.lower().replace("_", "-")
     if _generates(source, arguments.task):
-        return _plain_decoder(source, name, arguments.eval_data)
+        return _plain_decoder(source, name, arguments.eval_data, arguments.engine)
+    if arguments.engine is not None:
+        raise RecipeError(f"--engine: it is for checkpoints that generate text, and {source} does not")
     return Job(
         name=name,
         source=source,
@@ -102,11 +107,12 @@ def _generates(source: str, task: TaskName | None) -> bool:
     return Path(source).is_dir() and infer_task(source, Path(source)) == "text-generation"
 
 
-def _plain_decoder(source: str, name: str, evaluation: Path | None) -> DecoderRecipe:
+def _plain_decoder(source: str, name: str, evaluation: Path | None, engine: EngineName | None) -> DecoderRecipe:
     """The recipe that builds a checkpoint as it is."""
     dataset = evaluation.name if evaluation else ""
+    variants = PYTORCH_VARIANTS if engine == "transformers" else OPENVINO_VARIANTS
     try:
-        return DecoderRecipe(name=name, checkpoint=source, test=evaluation, dataset=dataset)
+        return DecoderRecipe(name=name, checkpoint=source, test=evaluation, dataset=dataset, variants=variants)
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise RecipeError(f"{source}: {message.replace('test:', '--eval-data:')}") from error

@@ -17,7 +17,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 from millis_pipeline.generation_config import generation_config
-from millis_server.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest
+from millis_server.manifest import Manifest
+from millis_server.manifest_files import MANIFEST_FILE, ManifestError, read_manifest
 
 CONFIG_FILE = "config.pbtxt"
 STAGING_PREFIX = ".staging-"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -127,10 +127,11 @@ def load_recipe(path: Path, data_dir: Path | None = None) -> Recipe | DecoderRec
     for key in ("train", "dev", "test", "unlabelled"):
         if isinstance(values.get(key), str):
             values[key] = base / values[key]
-    for key in ("checkpoint", "teacher"):
-        source = values.get(key)
-        if isinstance(source, str) and source.startswith("."):
-            values[key] = str(path.parent / source)
+    for part in (values, *_drafts(values)):
+        for key in ("checkpoint", "teacher"):
+            source = part.get(key)
+            if isinstance(source, str) and source.startswith("."):
+                part[key] = str(path.parent / source)
     kind = DecoderRecipe if values.get("task") == "text-generation" else Recipe
     try:
         return kind(**values, path=path, digest=hashlib.sha256(content).hexdigest())
@@ -139,3 +140,10 @@ def load_recipe(path: Path, data_dir: Path | None = None) -> Recipe | DecoderRec
         key = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise RecipeError(f"recipe {path}: {key + ': ' if key else ''}{message}") from error
+
+
+def _drafts(values: dict[Any, Any]) -> list[dict[Any, Any]]:
+    """The mappings of variants that name another checkpoint."""
+    variants = values.get("variants")
+    drafts = [one.get("draft") for one in variants if isinstance(one, dict)] if isinstance(variants, list) else []
+    return [draft for draft in drafts if isinstance(draft, dict)]

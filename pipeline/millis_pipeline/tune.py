@@ -35,7 +35,8 @@ from millis_pipeline.search import Findings, Search, Target, Trial, finalists, g
 from millis_pipeline.stand import CannotRun, Measured, Stand, lone_caller, open_stand, saturated
 from millis_pipeline.tune_plan import NotMet, Plan, TuneError, parser, read_plan
 from millis_pipeline.tune_report import write_report, write_trials
-from millis_server.manifest import COMPILED_FILE, ManifestError
+from millis_server.manifest import COMPILED_FILE
+from millis_server.manifest_files import ManifestError
 from millis_server.repository import RepositoryError
 from millis_server.triton.launcher import TritonFailed
 

@@ -15,7 +15,8 @@ from millis_pipeline.configuration import Configuration, configuration_of, read_
 from millis_pipeline.data import read_text_examples
 from millis_pipeline.search import Objective, Target
 from millis_pipeline.stand import Subject
-from millis_server.manifest import TOKENIZER_FILE, Manifest, read_manifest
+from millis_server.manifest import TOKENIZER_FILE, Manifest
+from millis_server.manifest_files import read_manifest
 from millis_server.repository import scan
 from millis_server.tokenizer import Row, Tokenizer
 

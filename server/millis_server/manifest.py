@@ -12,13 +12,10 @@ so that weights, tokenizer, labels and limits always change together.
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 COMPILED_FILE = "model.pt2"
@@ -42,9 +39,8 @@ cross-encoder [texts, 1]; `sentence_embedding` is [texts, dimensions]; `text_out
 Protocol = Literal["millis", "vllm", "tensorrt-llm"]
 """Whose tensors a generating model in Triton speaks, see triton/protocols.py."""
 
-
-class ManifestError(ValueError):
-    """A version folder that the gateway cannot serve; the message names the file and the problem."""
+EngineName = Literal["openvino_genai", "transformers"]
+"""What generates in our own backend, see triton/generation_backend/decoding/generator.py."""
 
 
 class _Part(BaseModel):
@@ -139,6 +135,13 @@ class Generation(_Part):
     """What is particular to a language model that generates text."""
 
     protocol: Protocol = "millis"
+    engine: EngineName = "openvino_genai"
+    """Of our own backend."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    kv_cache_precision: Literal["f32", "bf16", "u8"] = "u8"
+    """Of the engine's memory: with f32 the tokens of fp32 weights are exactly PyTorch's."""
+    draft: str = ""
+    """Folder, inside the version's, of a small model that guesses tokens; empty is none."""
     weights: tuple[str, ...] = Field(min_length=1)
     """Files of the model in the version folder; for vLLM and TensorRT-LLM their engine arguments."""
     vocabulary: int = Field(ge=1)
@@ -265,51 +268,3 @@ class Manifest(_Part):
         *early, last = (exit.threshold for exit in self.exits)
         if None in early or last is not None:
             raise ValueError("exits: every graph but the last needs a threshold, and the last has none")
-
-
-def read_manifest(version_dir: Path) -> Manifest:
-    """Reads and validates the manifest of a version folder.
-
-    Args:
-        version_dir: for example `model_repository/intent-int8/1`.
-
-    Raises:
-        ManifestError: the file is missing, is not JSON, or a field is wrong; the message names it.
-    """
-    path = version_dir / MANIFEST_FILE
-    try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ManifestError(f"{path}: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise ManifestError(f"{path}: {field}: {first['msg']}") from error
-    if manifest.triton_model != version_dir.parent.name:
-        raise ManifestError(
-            f"{path}: model and variant say {manifest.triton_model}, the folder is {version_dir.parent.name}"
-        )
-    return manifest
-
-
-def verify_files(version_dir: Path, manifest: Manifest) -> None:
-    """Compares the files of a version folder with the digests in its manifest.
-
-    Reads every byte of the weights: call it off the event loop.
-
-    Raises:
-        ManifestError: a file is missing or differs; the message names it.
-    """
-    for name, expected in manifest.files.items():
-        try:
-            digest = sha256(version_dir / name)
-        except OSError as error:
-            raise ManifestError(f"{version_dir / name}: {error.strerror}") from error
-        if digest != expected:
-            raise ManifestError(f"{version_dir / name}: its SHA-256 is {digest[:12]}…, not {expected[:12]}…")
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,7 +22,7 @@ from time import monotonic
 from millis_server import repository, selfcheck
 from millis_server.catalogue import Catalogue, Refusal, State, Variant
 from millis_server.errors import LoadFailed, MillisError, ModelNotFound, ModelUnavailable
-from millis_server.manifest import ManifestError, read_manifest
+from millis_server.manifest_files import ManifestError, read_manifest
 from millis_server.settings import Settings
 from millis_server.triton.client import TritonClient
 from millis_server.triton.streams import TritonStreams

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from millis_server.manifest import MANIFEST_FILE
+from millis_server.manifest_files import MANIFEST_FILE
 
 CONFIG_FILE = "config.pbtxt"
 

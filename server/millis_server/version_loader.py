@@ -8,7 +8,8 @@ from pathlib import Path
 from millis_server import selfcheck
 from millis_server.catalogue import Served
 from millis_server.errors import MillisError, ModelUnavailable
-from millis_server.manifest import TOKENIZER_FILE, Manifest, ManifestError, read_manifest, verify_files
+from millis_server.manifest import TOKENIZER_FILE, Manifest
+from millis_server.manifest_files import ManifestError, read_manifest, verify_files
 from millis_server.settings import MAX_LANES, Settings
 from millis_server.tokenizer import Tokenizer
 from millis_server.triton.client import TritonClient

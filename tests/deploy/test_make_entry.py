@@ -15,7 +15,8 @@ from tritonclient.grpc import model_config_pb2 as triton
 from deploy.triton import make_entry
 from millis_pipeline.generation_config import generation_config
 from millis_server.chat import ChatTemplates
-from millis_server.manifest import Generation, Manifest, read_manifest, sha256, verify_files
+from millis_server.manifest import Generation, Manifest
+from millis_server.manifest_files import read_manifest, sha256, verify_files
 from millis_server.tasks.generation import TextGeneration
 from millis_server.tokenizer import Tokenizer as ServedTokenizer
 

@@ -15,7 +15,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 import millis
 from benchmarks.gateway import running_gateway
 from millis_pipeline.publish import CONFIG_FILE, triton_config, write_version
-from millis_server.manifest import read_manifest
+from millis_server.manifest_files import read_manifest
 from tests.conftest import Published
 
 PATIENCE_SECONDS = 60

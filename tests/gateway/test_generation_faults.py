@@ -75,10 +75,11 @@ def as_ever(client: millis.Client, model: PreTrainedModel) -> None:
 
 
 def test_a_killed_process_fails_the_texts_under_way_and_comes_back(gateway, client, model):
+    process = engine_process(gateway)
     streams = [client.generate("fox", max_tokens=190, ignore_eos=True) for _ in range(3)]
     for stream in streams:
         next(stream)
-    os.kill(engine_process(gateway), signal.SIGKILL)
+    os.kill(process, signal.SIGKILL)
     for stream in streams:
         with pytest.raises(millis.UnavailableError):
             list(stream)

@@ -14,7 +14,7 @@ import pytest
 import millis
 from benchmarks.gateway import running_gateway
 from millis_pipeline import build
-from millis_server.manifest import sha256
+from millis_server.manifest_files import sha256
 from tests import tiny
 from tests.conftest import Published
 

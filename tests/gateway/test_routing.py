@@ -24,7 +24,8 @@ from benchmarks.gateway import running_gateway
 from millis.errors import from_rpc_error
 from millis.v1 import inference_pb2, inference_pb2_grpc, types_pb2
 from millis_pipeline.publish import CONFIG_FILE, triton_config, write_version
-from millis_server.manifest import LatencyPoint, LatencyProfile, Quality, read_manifest
+from millis_server.manifest import LatencyPoint, LatencyProfile, Quality
+from millis_server.manifest_files import read_manifest
 from tests.conftest import Published
 from tests.gateway.test_reload import until
 

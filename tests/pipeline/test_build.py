@@ -15,7 +15,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from millis_pipeline import build
-from millis_server.manifest import read_manifest, verify_files
+from millis_server.manifest_files import read_manifest, verify_files
 from tests import tiny
 
 RECIPE = """\

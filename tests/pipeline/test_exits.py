@@ -25,7 +25,7 @@ from millis_pipeline.run import CascadeRunner, Rows, run_all, tokenize, torch_ru
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.variants import Exits, VariantRecipe
 from millis_pipeline.verify import EvaluationSet
-from millis_server.manifest import read_manifest
+from millis_server.manifest_files import read_manifest
 from millis_server.triton.backend.cascade import Stage
 from millis_server.triton.backend.engine import EngineOptions, load_engine
 from tests import tiny

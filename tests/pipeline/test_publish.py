@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from millis_pipeline.publish import PublishError, publish, staging, write_version
-from millis_server.manifest import Manifest, Provenance, SelfCheck, read_manifest
+from millis_server.manifest import Manifest, Provenance, SelfCheck
+from millis_server.manifest_files import read_manifest
 
 
 def manifest(variant: str, model: str = "intent") -> Manifest:

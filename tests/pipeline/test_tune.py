@@ -29,7 +29,7 @@ from millis_pipeline.configuration import (
 from millis_pipeline.publish import publish, staging
 from millis_pipeline.search import Findings, Search, Target, Trial, finalists
 from millis_pipeline.stand import Measured
-from millis_server.manifest import read_manifest
+from millis_server.manifest_files import read_manifest
 from tests.conftest import Published
 
 PATIENCE_SECONDS = 60

@@ -10,26 +10,29 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version as installed
 from pathlib import Path
 
+import torch
+
 from millis_pipeline.checkpoint import CheckpointError, resolve
-from millis_pipeline.decoders.candidates import GRAPH_FILES, DecoderCandidate, DecoderMaker
+from millis_pipeline.decoders.candidates import DecoderCandidate, DecoderMaker
 from millis_pipeline.decoders.checkpoint import Decoder, load_decoder
-from millis_pipeline.decoders.convert import check_convertible
+from millis_pipeline.decoders.convert import check_attention
 from millis_pipeline.decoders.engine import STREAMS, Engine
 from millis_pipeline.decoders.measure import (
     Agreement,
     agreement,
     check_exact,
-    graph_perplexity,
     greedy_checks,
     own_greedy,
     speeds,
     token_ms,
+    variant_perplexity,
 )
 from millis_pipeline.decoders.memory import generating_bytes
 from millis_pipeline.decoders.recipe import DecoderRecipe, check_layers
@@ -39,7 +42,8 @@ from millis_pipeline.decoders.train import new_model, split_documents, train
 from millis_pipeline.gate import Decision, Measured, choose_default, decide
 from millis_pipeline.publish import publish, staging, write_version
 from millis_pipeline.verify import Judgement
-from millis_server.manifest import Generation, GreedyCheck, LatencyProfile, Manifest, Provenance, sha256
+from millis_server.manifest import Generation, GreedyCheck, LatencyProfile, Manifest, Provenance
+from millis_server.manifest_files import sha256
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "openvino", "openvino-genai", "openvino-tokenizers", "nncf")
 DEFAULT_CACHE_TOKENS = 32_768
@@ -83,6 +87,7 @@ def build(recipe: DecoderRecipe, repository: Path, reports: Path, keep: Path | N
     """Builds and publishes one model; the repository changes only in the last stage."""
     began = time.monotonic()
     say = partial(_say, recipe.name)
+    _check_devices(recipe)
     with staging(repository) as stage, tempfile.TemporaryDirectory(prefix="millis-") as scratch:
         decoder, training = _decoder(recipe, Path(scratch), keep)
         limits = _limits(recipe, decoder)
@@ -120,7 +125,7 @@ def _decoder(recipe: DecoderRecipe, scratch: Path, keep: Path | None) -> tuple[D
         said = train(recipe, model, tokenizer, recipe.architecture.context, output)
         said = f"{weights / 1e6:.2f} million weights {said}"
     else:
-        decoder = load_decoder(recipe.source, resolve(recipe.source))
+        decoder = load_decoder(recipe.source, resolve(recipe.source), graph=recipe.becomes_graphs)
         _check(recipe, decoder)
         if recipe.train is None:
             return decoder, ()
@@ -130,12 +135,21 @@ def _decoder(recipe: DecoderRecipe, scratch: Path, keep: Path | None) -> tuple[D
     _say(recipe.name, said)
     if keep is not None:
         shutil.copytree(output, keep / recipe.name, dirs_exist_ok=True)
-    return load_decoder(recipe.source, output), (said,)
+    return load_decoder(recipe.source, output, graph=recipe.becomes_graphs), (said,)
+
+
+def _check_devices(recipe: DecoderRecipe) -> None:
+    for variant in recipe.variants:
+        if variant.device == "cuda" and not torch.cuda.is_available():
+            raise CheckpointError(
+                f"variants: {variant.name}: device: PyTorch finds no CUDA device here, and what cannot be measured is "
+                "not published"
+            )
 
 
 def _check(recipe: DecoderRecipe, decoder: Decoder) -> None:
     """Refuses what cannot come to anything before minutes are spent."""
-    check_convertible(decoder.model)
+    check_attention(decoder.model, recipe.becomes_graphs)
     for variant in recipe.variants:
         try:
             check_layers(variant, decoder.depth)
@@ -157,24 +171,26 @@ def _assess(
 ) -> list[Assessed]:
     """Measures all candidates: exactness of fp32, agreement, perplexity, latency side by side, memory."""
     greedy, eos = evaluation.greedy, decoder.eos_ids
-    room = STREAMS * max(len(one.prompt) + 2 * len(one.tokens) for one in greedy)
-    for candidate in candidates:
-        if candidate.variant.weights == "fp32":
-            whole = candidate.variant.plain
-            own = greedy if whole else own_greedy(candidate.model, greedy, eos)
-            check_exact(candidate.folder, candidate.model, own, eos, room, candidate.name)
-    engines = {one.name: Engine(one.folder, one.kv_precision, max(room, limits.tokens)) for one in candidates}
-    found = {name: agreement(engine, greedy, eos) for name, engine in engines.items()}
-    checks = {name: greedy_checks(engine, greedy, eos) for name, engine in engines.items()}
-    latency = speeds(engines, [one.prompt for one in greedy], limits.tokens)
-    del engines
+    room = max(STREAMS * max(len(one.prompt) + 2 * len(one.tokens) for one in greedy), limits.tokens)
+    with ExitStack() as stack:
+        engines: dict[str, Engine] = {}
+        for candidate in candidates:
+            engine = engines[candidate.name] = Engine(candidate.folder, candidate.setup, room)
+            stack.callback(engine.close)
+            if candidate.variant.weights == "fp32":
+                whole = candidate.variant.keep_layers is None
+                own = greedy if whole else own_greedy(candidate.model, greedy, eos)
+                check_exact(engine, candidate.model, own, eos, candidate.name)
+        found = {name: agreement(engine, greedy, eos) for name, engine in engines.items()}
+        checks = {name: greedy_checks(engine, greedy, eos) for name, engine in engines.items()}
+        latency = speeds(engines, [one.prompt for one in greedy], limits.tokens)
     return [
         Assessed(
             candidate,
             found[candidate.name],
-            graph_perplexity(candidate.folder, evaluation, candidate.name),
+            variant_perplexity(candidate.folder, candidate.model, evaluation, candidate.name),
             latency[candidate.name],
-            generating_bytes(candidate.folder, candidate.kv_precision, limits.cache_tokens),
+            generating_bytes(candidate.folder, candidate.setup, limits.cache_tokens),
             checks[candidate.name],
         )
         for candidate in candidates
@@ -204,7 +220,11 @@ def _entry(
     if one.perplexity is not None and evaluation.perplexity is not None:
         steps = (*steps, f"perplexity {one.perplexity:.3f}, PyTorch's {evaluation.perplexity:.3f}")
     generation = Generation(
-        weights=GRAPH_FILES,
+        engine=candidate.setup.engine,
+        device=candidate.setup.device,
+        kv_cache_precision=candidate.setup.kv_precision,
+        draft=candidate.setup.draft,
+        weights=candidate.weights,
         vocabulary=decoder.vocabulary,
         chat_template=decoder.chat_template,
         special_tokens=decoder.special_tokens,
@@ -223,8 +243,8 @@ def _entry(
         pad_id=decoder.pad_id,
         default_variant=candidate.name == decision.default,
         default_for_task=recipe.default,
-        files={path.name: sha256(path) for path in candidate.files},
-        size_bytes=sum(path.stat().st_size for path in candidate.graphs),
+        files={name: sha256(path) for name, path in candidate.files.items()},
+        size_bytes=sum((candidate.folder / name).stat().st_size for name in candidate.weights),
         memory_bytes=max(one.memory_bytes, 0),
         quality=quality,
         latency=one.latency,

@@ -59,12 +59,13 @@ class Decoder:
         return int(self.model.config.get_text_config().num_hidden_layers)
 
 
-def load_decoder(source: str, folder: Path) -> Decoder:
+def load_decoder(source: str, folder: Path, graph: bool = True) -> Decoder:
     """Loads a causal language model from a folder.
 
     Args:
         source: what the user named, for messages and the manifest.
         folder: from `millis_pipeline.checkpoint.resolve`.
+        graph: whether it becomes a graph, which holds the context to what `context_of` says.
 
     Raises:
         CheckpointError: files are missing, it is no causal language model, or it does not say what ends a text.
@@ -82,7 +83,7 @@ def load_decoder(source: str, folder: Path) -> Decoder:
         raise CheckpointError(
             f"checkpoint {source}: its tokenizer has {len(tokenizer)} tokens, the model knows {text.vocab_size}"
         )
-    context, notes = context_of(text)
+    context, notes = context_of(text) if graph else (int(text.max_position_embeddings), ())
     special = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     return Decoder(
         source=source,

@@ -93,20 +93,25 @@ class _Step(nn.Module):  # type: ignore[misc]  # torch is not followed: its type
         return (output.logits, *(tensor for pair in cache.pairs for tensor in pair))
 
 
-def check_convertible(model: PreTrainedModel) -> None:
-    """Checks that the engine can compute a model's attention, before time is spent on it.
+def check_attention(model: PreTrainedModel, graph: bool) -> None:
+    """Checks that the engines can compute a model's attention, before time is spent on it.
+
+    Args:
+        model: to serve.
+        graph: whether it is to become a graph.
 
     Raises:
-        ConvertError: it cannot, and why.
+        ConvertError: they cannot, and why.
     """
     config = model.config
     family = config.model_type
     if getattr(config, "attn_logit_softcapping", None) is not None:
+        # Nor has transformers' own attention over pages: its functions take the argument and do nothing with it.
         raise ConvertError(
-            f"{family}: attn_logit_softcapping is {config.attn_logit_softcapping:g}; the engine's attention has no "
+            f"{family}: attn_logit_softcapping is {config.attn_logit_softcapping:g}; the engines' attention has no "
             "soft-capping, so its tokens would be others than PyTorch's"
         )
-    if not getattr(model, "_supports_sdpa", False):
+    if graph and not getattr(model, "_supports_sdpa", False):
         raise ConvertError(f"{family}: transformers has no SDPA attention for it, which the engine replaces by its own")
 
 
@@ -120,7 +125,7 @@ def convert(model: PreTrainedModel, folder: Path) -> None:
     Raises:
         ConvertError: the engine cannot compute its attention, or tracing fails.
     """
-    check_convertible(model)
+    check_attention(model, graph=True)
     before = model.config._attn_implementation
     model.set_attn_implementation("sdpa")
     model = model.eval().float()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version as installed
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from millis_pipeline.decoders.convert import GRAPH_FILE
-from millis_pipeline.decoders.engine import THREADS, Engine
-from millis_pipeline.decoders.reference import Evaluation, Greedy, Logits, perplexity_of, torch_greedy
+from millis_pipeline.decoders.engine import Engine
+from millis_pipeline.decoders.reference import Evaluation, Greedy, Logits, perplexity_of, torch_greedy, torch_logits
 from millis_pipeline.evaluate import mean_interval
+from millis_pipeline.generation_config import THREADS
 from millis_pipeline.machine import machine
 from millis_pipeline.verify import FP32_TOLERANCE, VerificationError
 from millis_server.manifest import GreedyCheck, LatencyPoint, LatencyProfile, Quality
-
-EXACT = "f32"
-"""Precision of the engine's memory with which it answers exactly as PyTorch does."""
 
 TIMED_PROMPT = 64
 TIMED_TOKENS = 32
@@ -72,24 +69,23 @@ def agreement(engine: Engine, greedy: Sequence[Greedy], eos_ids: Sequence[int]) 
 
 
 def check_exact(
-    folder: Path, model: PreTrainedModel, greedy: Sequence[Greedy], eos_ids: Sequence[int], cache_tokens: int, what: str
+    engine: Engine, model: PreTrainedModel, greedy: Sequence[Greedy], eos_ids: Sequence[int], what: str
 ) -> None:
-    """Checks that a converted fp32 graph answers as its own module does, token by token.
+    """Checks that an fp32 variant answers as its own module does, token by token.
 
     Where two tokens are equally likely within the rounding of single precision, either one passes.
 
     Args:
-        folder: with the graph.
-        model: that was converted.
-        greedy: prompts with its answers.
+        engine: that has the variant loaded.
+        model: its module.
+        greedy: prompts with the module's answers.
         eos_ids: tokens that end a text.
-        cache_tokens: for which the engine has memory.
         what: variant, for the message.
 
     Raises:
         VerificationError: it answers with other tokens.
     """
-    found = agreement(Engine(folder, EXACT, cache_tokens), greedy, eos_ids)
+    found = agreement(engine, greedy, eos_ids)
     for number, (one, text) in enumerate(zip(greedy, found.texts, strict=True), 1):
         place = equal_tokens(one.tokens, text)
         if place == len(one.tokens):
@@ -99,22 +95,30 @@ def check_exact(
         gap = float(logits[one.tokens[place]] - logits[text[place]])
         if gap > FP32_TOLERANCE:
             raise VerificationError(
-                f"{what}: the converted graph answers prompt {number} of {len(greedy)} with token {text[place]} at "
-                f"place {place + 1}, PyTorch with {one.tokens[place]}; their logits differ by {gap:.3g}, the limit is "
+                f"{what}: the engine answers prompt {number} of {len(greedy)} with token {text[place]} at place "
+                f"{place + 1}, PyTorch with {one.tokens[place]}; their logits differ by {gap:.3g}, the limit is "
                 f"{FP32_TOLERANCE:g}"
             )
 
 
-def graph_perplexity(folder: Path, evaluation: Evaluation, what: str) -> float | None:
-    """Perplexity of a graph on the evaluation data; None where there is none."""
+def variant_perplexity(folder: Path, model: PreTrainedModel, evaluation: Evaluation, what: str) -> float | None:
+    """Perplexity of a variant on the evaluation data; None where there is none.
+
+    Args:
+        folder: with its graph; one that has none is computed by the module.
+        model: its module.
+        evaluation: with the data.
+        what: variant, for the progress bar.
+    """
     if not evaluation.windows:
         return None
-    return perplexity_of(graph_logits(folder), evaluation.windows, what)
+    run = graph_logits(folder) if (folder / GRAPH_FILE).is_file() else torch_logits(model)
+    return perplexity_of(run, evaluation.windows, what)
 
 
 def graph_logits(folder: Path) -> Logits:
     """Runs a converted graph on whole windows, with plain OpenVINO."""
-    options = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": EXACT, "INFERENCE_NUM_THREADS": THREADS}
+    options = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "INFERENCE_NUM_THREADS": THREADS}
     request = openvino.Core().compile_model(folder / GRAPH_FILE, "CPU", options).create_infer_request()
 
     def run(ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -157,15 +161,14 @@ def speeds(engines: Mapping[str, Engine], prompts: Sequence[Sequence[int]], cont
             if round_:  # the first one finds cold caches
                 first[name].append(times[0])
                 later[name] += times[1:]
-    engine_name = f"openvino-genai {installed('openvino-genai')}"
     return {
         name: LatencyProfile(
             machine=machine(),
-            engine=engine_name,
+            engine=engine.setup.library,
             threads=THREADS,
             points=(_point(1, later[name]), _point(length, first[name])),
         )
-        for name in engines
+        for name, engine in engines.items()
     }
 
 

@@ -1,37 +1,38 @@
-"""Says how much memory a variant takes: `python -m millis_pipeline.decoders.memory FOLDER KV_PRECISION CACHE_TOKENS`.
+"""Says how much memory a variant takes: `python -m millis_pipeline.decoders.memory FOLDER CACHE_TOKENS SETUP`.
 
 It runs in a process of its own, because memory that an engine gave back is not given back to the system.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
+from millis_pipeline.decoders.engine import Engine, EngineSetup
 from millis_pipeline.memory import printed_bytes, resident
 
 PROMPT = [1] * 16
 TOKENS = 16
 
 
-def generating_bytes(folder: Path, kv_precision: str, cache_tokens: int) -> int:
+def generating_bytes(folder: Path, setup: EngineSetup, cache_tokens: int) -> int:
     """Resident memory that a loaded variant adds to a process, after a short text.
 
     Args:
         folder: with the graph.
-        kv_precision: of the memory of tokens read.
+        setup: how it is served.
         cache_tokens: tokens for which the engine has memory; what is not used is not resident.
     """
-    return printed_bytes("millis_pipeline.decoders.memory", [str(folder), kv_precision, str(cache_tokens)])
+    return printed_bytes("millis_pipeline.decoders.memory", [str(folder), str(cache_tokens), json.dumps(setup)])
 
 
-def _main(folder: str, kv_precision: str, cache_tokens: str) -> None:
-    from millis_pipeline.decoders.engine import Engine  # only here: whoever only asks need not load the engine
-
+def _main(folder: str, cache_tokens: str, setup: str) -> None:
     before = resident()
-    engine = Engine(Path(folder), kv_precision, int(cache_tokens))
+    engine = Engine(Path(folder), EngineSetup(*json.loads(setup)), int(cache_tokens))
     engine.greedy([PROMPT], TOKENS)
     print(resident() - before)
+    engine.close()
 
 
 if __name__ == "__main__":

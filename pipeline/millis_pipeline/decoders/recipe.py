@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from millis_server.manifest import Name
+from millis_server.manifest import EngineName, Name
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Layer = Annotated[int, Field(ge=1, le=200)]
@@ -59,16 +59,47 @@ class DistillDecoder(_Part):
     """Weight of the distance between the last layers' hidden states (DistilBERT, Sanh et al. 2019); 0 leaves it out."""
 
 
+class Draft(_Part):
+    """A small model that guesses tokens, of which the variant checks several in one step (Leviathan et al. 2023,
+    "Fast Inference from Transformers via Speculative Decoding"): the text stays the variant's own."""
+
+    checkpoint: str | None = Field(default=None, min_length=1)
+    """A local folder or a hub id, with the same tokenizer as the model."""
+    keep_layers: Layer | tuple[Layer, ...] | None = None
+    """In place of a checkpoint: the model itself with so many layers, or with those listed."""
+    distill: DistillDecoder | None = None
+    weights: Literal["fp32", "int8"] = "int8"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.checkpoint is None) == (self.keep_layers is None):
+            given = "neither is given" if self.checkpoint is None else "both are given"
+            raise ValueError(f"checkpoint: give it or keep_layers; {given}")
+        if self.distill is not None and self.keep_layers is None:
+            raise ValueError("distill: a checkpoint has learned already; it goes with keep_layers")
+        return self
+
+    @property
+    def variant(self) -> DecoderVariant:
+        """The draft as a variant of its own."""
+        return DecoderVariant(name="draft", keep_layers=self.keep_layers, distill=self.distill, weights=self.weights)
+
+
 class DecoderVariant(_Part):
-    """One variant to make. Its steps are taken in the order keep_layers, distill, weights."""
+    """One variant to make. Its steps are taken in the order keep_layers, distill, weights, draft."""
 
     name: Name
     """Without it made of what the others say, for example `int8` or `layers-6-int8`."""
     keep_layers: Layer | tuple[Layer, ...] | None = None
     """So many layers, spread evenly from first to last, or those listed, counted from 1; the others are dropped."""
     distill: DistillDecoder | None = None
-    weights: Literal["fp32", "int8", "int4"] = "fp32"
-    """How weights are stored; the engine computes in fp32."""
+    weights: Literal["fp32", "bf16", "int8", "int4"] = "fp32"
+    """How weights are stored. OpenVINO GenAI computes in fp32; bf16 is for transformers, which computes in it too."""
+    engine: EngineName = "openvino_genai"
+    """What generates: OpenVINO GenAI on a CPU, or PyTorch (transformers) on CUDA, and on a CPU for an architecture that
+    OpenVINO GenAI does not serve."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    draft: Draft | None = None
     group_size: int = Field(default=128, ge=16, le=1024)
     """For int4: weights that share a scale; smaller is more exact and larger. Lowered where it does not divide."""
     ratio: float = Field(default=1.0, gt=0, le=1)
@@ -82,8 +113,9 @@ class DecoderVariant(_Part):
         if not isinstance(values, dict) or "name" in values:
             return values
         kept, weights = values.get("keep_layers"), values.get("weights", "fp32")
-        layers = f"layers-{len(kept) if isinstance(kept, list | tuple) else kept}"
-        return {**values, "name": weights if kept is None else f"{layers}-{weights}"}
+        parts = [] if kept is None else [f"layers-{len(kept) if isinstance(kept, list | tuple) else kept}"]
+        parts += [weights, *(["draft"] if values.get("draft") else [])]
+        return {**values, "name": "-".join(map(str, parts))}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -92,6 +124,14 @@ class DecoderVariant(_Part):
         for key in ("group_size", "ratio", "symmetric"):
             if key in self.model_fields_set and self.weights != "int4":
                 raise ValueError(f"{key}: only weights: int4 knows it, weights is {self.weights}")
+        if self.engine == "transformers":
+            if self.weights not in ("fp32", "bf16"):
+                raise ValueError(f"weights: the engine transformers takes fp32 or bf16, not {self.weights}")
+            if self.draft is not None:
+                raise ValueError("draft: the engine transformers has none")
+        elif self.weights == "bf16" or self.device == "cuda":
+            key = "device: cuda" if self.device == "cuda" else "weights: bf16"
+            raise ValueError(f"{key} is for the engine transformers, not {self.engine}")
         kept = self.keep_layers
         if isinstance(kept, tuple) and (not kept or list(kept) != sorted(set(kept))):
             raise ValueError(f"keep_layers: layers in rising order, each once, not {list(kept)}")
@@ -100,10 +140,11 @@ class DecoderVariant(_Part):
     @property
     def plain(self) -> bool:
         """Whether it is the model itself."""
-        return self.keep_layers is None and self.weights == "fp32"
+        return self.keep_layers is None and self.weights == "fp32" and self.draft is None
 
 
 DEFAULT_VARIANTS = (DecoderVariant(name="fp32"), DecoderVariant(name="int8", weights="int8"))
+PYTORCH_VARIANTS = (DecoderVariant(name="fp32", engine="transformers"),)
 
 
 class DecoderRecipe(_Part):
@@ -189,13 +230,13 @@ class DecoderRecipe(_Part):
                 raise ValueError(f"variants: the name {name!r} appears {names.count(name)} times")
         plain = [variant.name for variant in self.variants if variant.plain]
         if plain != ["fp32"]:
-            # config.pbtxt gives exact arithmetic to the variant of this name, see generation_config.py.
             raise ValueError(
                 f"variants: without steps are {', '.join(plain) or 'none'}; exactly one must be, {{name: fp32}}, the "
                 "reference that is always published"
             )
         for variant in self.variants:
-            if variant.distill is not None and self.train is None:
+            draft = variant.draft
+            if self.train is None and (variant.distill or (draft and draft.distill)):
                 raise ValueError(f"variants: {variant.name}: distill: it learns from texts; give train")
             if self.architecture is not None:
                 check_layers(variant, self.architecture.layers)
@@ -204,6 +245,11 @@ class DecoderRecipe(_Part):
     def source(self) -> str:
         """The checkpoint as the user named it, or that there is none."""
         return self.checkpoint or "random weights"
+
+    @property
+    def becomes_graphs(self) -> bool:
+        """Whether any variant is converted to a graph."""
+        return any(variant.engine == "openvino_genai" for variant in self.variants)
 
     @property
     def peak_rate(self) -> float:
@@ -228,6 +274,8 @@ def check_layers(variant: DecoderVariant, depth: int) -> None:
     Raises:
         ValueError: it keeps too many, or one that there is not.
     """
+    if variant.draft is not None:
+        check_layers(variant.draft.variant.model_copy(update={"name": f"{variant.name}: draft"}), depth)
     kept = variant.keep_layers
     if kept is None:
         return

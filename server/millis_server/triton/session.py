@@ -1,7 +1,8 @@
 """All generations of one version of our own backend over one stream: what a step made comes in one message.
 
-triton/generation_backend/sessions.py says why, and what stands in the messages. The session opens with the first text
-and closes when there has been none for a while, because Triton waits for open requests before it unloads a model.
+triton/generation_backend/decoding/sessions.py says why, and what stands in the messages. The session opens with the
+first text and closes when there has been none for a while, because Triton waits for open requests before it unloads a
+model.
 """
 
 from __future__ import annotations

@@ -13,9 +13,11 @@ from tritonclient.grpc import model_config_pb2
 from millis_pipeline import build, tune
 from millis_pipeline.decoders import build as decoder_build
 from millis_pipeline.decoders import candidates, measure
-from millis_pipeline.decoders.engine import Engine
-from millis_pipeline.decoders.tokenizer import CHAT_TEMPLATE
-from millis_server.manifest import Manifest, read_manifest, verify_files
+from millis_pipeline.decoders.engine import EXACT, Engine, EngineSetup
+from millis_pipeline.decoders.reference import torch_greedy
+from millis_pipeline.decoders.tokenizer import CHAT_TEMPLATE, train_tokenizer
+from millis_server.manifest import Manifest
+from millis_server.manifest_files import read_manifest, verify_files
 from tests.pipeline.decoders.tiny_decoders import SENTENCES, checkpoint, decoder
 
 SCRATCH = """\
@@ -106,7 +108,7 @@ def test_a_recipe_from_nothing_is_trained_compressed_measured_and_published(
     assert sum(manifest.default_variant for manifest in read.values()) == 1
     version = tmp_path / "repository" / "chat-fp32" / "1"
     for check in generation.checks:
-        assert Engine(version, "f32", 256).greedy([check.prompt], len(check.expected)) == [list(check.expected)]
+        assert Engine(version, EXACT, 256).greedy([check.prompt], len(check.expected)) == [list(check.expected)]
     configs = {name: (tmp_path / "repository" / f"chat-{name}" / "config.pbtxt").read_text() for name in read}
     kept = {name: text_format.Parse(text, model_config_pb2.ModelConfig()) for name, text in configs.items()}
     precisions = [config.parameters["kv_cache_precision"].string_value for config in kept.values()]
@@ -144,6 +146,86 @@ def test_a_checkpoint_says_itself_that_it_generates(tmp_path: Path, capsys: pyte
     )
 
 
+DRAFTS = """\
+name: chat
+task: text-generation
+checkpoint: ./model
+max_quality_loss: 1.0
+variants:
+  - {name: fp32}
+  - {weights: fp32, draft: {keep_layers: 1, weights: fp32}}
+  - {weights: int8, draft: {checkpoint: ./small}}
+"""
+
+
+def test_a_draft_is_published_inside_its_variant_and_the_text_stays_the_variants_own(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "model")
+    checkpoint(tmp_path / "small", decoder(num_hidden_layers=1))
+    (tmp_path / "chat.yaml").write_text(DRAFTS)
+    assert build.main([str(tmp_path / "chat.yaml"), *options(tmp_path)]) == 0
+    read = manifests(tmp_path)
+    assert list(read) == ["fp32", "fp32-draft", "int8-draft"]
+    drafted, other = read["fp32-draft"].generation, read["int8-draft"].generation
+    assert drafted is not None
+    assert other is not None
+    assert (drafted.draft, drafted.kv_cache_precision) == ("draft", "f32")
+    assert drafted.weights[2:] == ("draft/openvino_model.xml", "draft/openvino_model.bin")
+    version = tmp_path / "repository" / "chat-fp32-draft" / "1"
+    assert {name for name in read["fp32-draft"].files if name.startswith("draft/")} == {
+        path.relative_to(version).as_posix() for path in (version / "draft").iterdir()
+    }
+    assert read["fp32-draft"].provenance.steps[:1] == ("draft: 1 of 2 layers kept: 1",)
+    assert read["int8-draft"].provenance.steps[1] == f"draft: {tmp_path}/small"
+    engine = Engine(version, EngineSetup(kv_precision="f32", draft="draft"), 256)
+    for check in read["fp32"].generation.checks if read["fp32"].generation else ():
+        assert engine.greedy([check.prompt], len(check.expected)) == [list(check.expected)]
+    config = text_format.Parse((version.parent / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    assert config.parameters["draft"].string_value == "draft"
+
+
+def test_a_draft_with_another_tokenizer_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint(tmp_path / "model")
+    other = decoder(num_hidden_layers=1)
+    other.save_pretrained(tmp_path / "small")
+    train_tokenizer(["quite other words than those"] * 9, 320, 128).save_pretrained(tmp_path / "small")
+    (tmp_path / "chat.yaml").write_text(DRAFTS)
+    assert build.main([str(tmp_path / "chat.yaml"), *options(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        f"millis build: variants: int8-draft: draft: checkpoint {tmp_path}/small has another tokenizer than the model\n"
+    )
+
+
+def test_pytorch_reads_past_a_window_of_attention(tmp_path: Path) -> None:
+    model = decoder("gemma3")
+    folder = checkpoint(tmp_path / "gemma", model)
+    assert build.main([str(folder), "--engine", "transformers", *options(tmp_path)]) == 0
+    manifest = manifests(tmp_path)["fp32"]
+    assert manifest.generation is not None
+    assert (manifest.generation.engine, manifest.generation.weights) == ("transformers", ("model.safetensors",))
+    assert manifest.max_tokens == 128
+    assert manifest.latency is not None
+    assert manifest.latency.engine.startswith("transformers ")
+    engine = Engine(tmp_path / "repository" / "gemma-fp32" / "1", EngineSetup("transformers"), 256)
+    try:
+        for check in manifest.generation.checks:
+            assert engine.greedy([check.prompt], len(check.expected)) == [list(check.expected)]
+        prompt = [3 + 7 * place % 300 for place in range(110)]
+        assert engine.greedy([prompt], 16) == [torch_greedy(model, prompt, 16, ()).tokens]
+    finally:
+        engine.close()
+
+
+def test_what_cannot_be_measured_here_is_not_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint(tmp_path / "model")
+    variants = "variants: [{name: fp32}, {weights: bf16, engine: transformers, device: cuda}]\n"
+    (tmp_path / "chat.yaml").write_text(f"name: chat\ntask: text-generation\ncheckpoint: ./model\n{variants}")
+    assert build.main([str(tmp_path / "chat.yaml"), *options(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        "millis build: variants: bf16: device: PyTorch finds no CUDA device here, and what cannot be measured is not "
+        "published\n"
+    )
+
+
 def test_a_window_of_attention_is_the_context_and_the_report_says_so(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "gemma", decoder("gemma3"))
     assert build.main([str(folder), "--task", "text-generation", *options(tmp_path)]) == 0
@@ -170,7 +252,7 @@ def test_a_graph_that_answers_otherwise_is_not_published(
     convert = candidates.convert
     monkeypatch.setattr(candidates, "convert", lambda _, folder: convert(decoder(initializer_range=0.31), folder))
     assert build.main([str(checkpoint(tmp_path / "plain")), *options(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith("millis build: fp32: the converted graph answers prompt 1 of ")
+    assert capsys.readouterr().err.startswith("millis build: fp32: the engine answers prompt 1 of ")
     assert list((tmp_path / "repository").iterdir()) == []
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from millis_pipeline.decoders.convert import ConvertError, check_convertible, convert
-from millis_pipeline.decoders.engine import Engine
+from millis_pipeline.decoders.convert import ConvertError, check_attention, convert
+from millis_pipeline.decoders.engine import EXACT, Engine
 from millis_pipeline.decoders.measure import graph_logits
 from millis_pipeline.decoders.reference import torch_greedy
 from tests.pipeline.decoders.tiny_decoders import FAMILIES, SIZES, decoder
@@ -25,7 +25,7 @@ def test_the_engine_gives_the_tokens_of_pytorch(family: str, tmp_path: Path) -> 
     convert(model, tmp_path)
     expected = [torch_greedy(model, prompt, TOKENS, ()).tokens for prompt in PROMPTS]
     assert len({token for text in expected for token in text}) > 10
-    assert Engine(tmp_path, "f32", 512).greedy(PROMPTS, TOKENS) == expected
+    assert Engine(tmp_path, EXACT, 512).greedy(PROMPTS, TOKENS) == expected
 
 
 def test_plain_openvino_gives_the_logits_of_pytorch_and_forgets_between_windows(tmp_path: Path) -> None:
@@ -57,8 +57,8 @@ def test_a_model_in_half_precision_is_converted_in_single(tmp_path: Path) -> Non
 
 def test_soft_capped_attention_is_refused_before_any_work() -> None:
     model = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**SIZES, head_dim=16))
-    with pytest.raises(ConvertError, match=r"^gemma2: attn_logit_softcapping is 50; the engine's attention has no"):
-        check_convertible(model)
+    with pytest.raises(ConvertError, match=r"^gemma2: attn_logit_softcapping is 50; the engines' attention has no"):
+        check_attention(model, graph=False)
 
 
 def test_a_model_without_keys_and_values_is_refused(tmp_path: Path) -> None:

@@ -11,18 +11,18 @@ import torch
 from millis_pipeline.data import DataError
 from millis_pipeline.decoders.checkpoint import Decoder, load_decoder
 from millis_pipeline.decoders.convert import convert
-from millis_pipeline.decoders.engine import Engine
+from millis_pipeline.decoders.engine import EXACT, Engine, EngineSetup
 from millis_pipeline.decoders.measure import (
     Agreement,
     agreement,
     check_exact,
     ended,
     equal_tokens,
-    graph_perplexity,
     greedy_checks,
     own_greedy,
     speeds,
     token_ms,
+    variant_perplexity,
 )
 from millis_pipeline.decoders.reference import Evaluation, Greedy, evaluation_of, perplexity_of
 from millis_pipeline.decoders.samples import Sample
@@ -71,20 +71,18 @@ def test_perplexity_is_that_of_the_tokens_to_be_written() -> None:
     assert one == pytest.approx(4 / 3)
 
 
-def test_the_graph_has_the_perplexity_of_pytorch(evaluation: Evaluation, graph: Path) -> None:
+def test_the_graph_has_the_perplexity_of_pytorch(loaded: Decoder, evaluation: Evaluation, graph: Path) -> None:
     assert evaluation.perplexity is not None
-    assert graph_perplexity(graph, evaluation, "fp32") == pytest.approx(evaluation.perplexity, rel=1e-4)
-    assert graph_perplexity(graph, Evaluation("", [], evaluation.greedy, None), "fp32") is None
+    assert variant_perplexity(graph, loaded.model, evaluation, "fp32") == pytest.approx(evaluation.perplexity, rel=1e-4)
+    assert variant_perplexity(graph, loaded.model, Evaluation("", [], evaluation.greedy, None), "fp32") is None
 
 
 def test_an_exact_graph_passes_and_another_one_does_not(loaded: Decoder, evaluation: Evaluation, graph: Path) -> None:
-    check_exact(graph, loaded.model, evaluation.greedy, loaded.eos_ids, 512, "fp32")
+    check_exact(Engine(graph, EXACT, 512), loaded.model, evaluation.greedy, loaded.eos_ids, "fp32")
     other = with_layers(loaded.model, [0])
     expected = own_greedy(other, evaluation.greedy, loaded.eos_ids)
-    with pytest.raises(
-        VerificationError, match=r"^fp32: the converted graph answers prompt \d of \d+ with token \d+ at"
-    ):
-        check_exact(graph, other, expected, loaded.eos_ids, 512, "fp32")
+    with pytest.raises(VerificationError, match=r"^fp32: the engine answers prompt \d of \d+ with token \d+ at"):
+        check_exact(Engine(graph, EXACT, 512), other, expected, loaded.eos_ids, "fp32")
 
 
 def test_two_tokens_as_likely_as_each_other_both_pass(loaded: Decoder, graph: Path) -> None:
@@ -93,12 +91,12 @@ def test_two_tokens_as_likely_as_each_other_both_pass(loaded: Decoder, graph: Pa
         first, second = loaded.model(input_ids=ids).logits[0, -1].topk(2).indices.tolist()
     wrong = [Greedy([1, 9, 31], [second], [0.0])]
     # The graph gives `first`; taken for PyTorch's answer, `second` is less likely by a negative gap.
-    check_exact(graph, loaded.model, wrong, (), 512, "fp32")
-    assert agreement(Engine(graph, "f32", 512), wrong, ()).texts == [[first]]
+    check_exact(Engine(graph, EXACT, 512), loaded.model, wrong, (), "fp32")
+    assert agreement(Engine(graph, EXACT, 512), wrong, ()).texts == [[first]]
 
 
 def test_agreement_ends_at_the_first_difference(loaded: Decoder, graph: Path, evaluation: Evaluation) -> None:
-    engine = Engine(graph, "f32", 1024)
+    engine = Engine(graph, EXACT, 1024)
     assert agreement(engine, evaluation.greedy, loaded.eos_ids).value == 1
     one = evaluation.greedy[0]
     broken = Greedy(one.prompt, [*one.tokens[:3], (one.tokens[3] + 1) % 300, *one.tokens[4:]], one.margins)
@@ -111,7 +109,7 @@ def test_agreement_ends_at_the_first_difference(loaded: Decoder, graph: Path, ev
 
 
 def test_a_version_is_checked_with_its_own_surest_tokens(loaded: Decoder, graph: Path) -> None:
-    engine = Engine(graph, "f32", 512)
+    engine = Engine(graph, EXACT, 512)
     asked = [[1, 9, 31], [7, 8], [1, 5, 6, 7]]
     greedy = own_greedy(loaded.model, [Greedy(prompt, [0] * 12, []) for prompt in asked], (999,))
     greedy[0].margins[:] = [0.1] * 12
@@ -128,7 +126,7 @@ def test_a_version_is_checked_with_its_own_surest_tokens(loaded: Decoder, graph:
 
 
 def test_speeds_are_measured_for_every_variant(graph: Path) -> None:
-    engines = {"one": Engine(graph, "f32", 512), "two": Engine(graph, "u8", 512)}
+    engines = {"one": Engine(graph, EXACT, 512), "two": Engine(graph, EngineSetup(), 512)}
     found = speeds(engines, [[1, 9, 31]], 64)
     for profile in found.values():
         later, first = profile.points

@@ -97,7 +97,7 @@ def test_defaults_fit_what_is_trained(tmp_path: Path) -> None:
             "variants: without steps are whole; " + ONE_PLAIN,
         ),
         (VARIANTS + "  - {name: fp32, weights: int8}\n", "variants: the name 'fp32' appears 2 times"),
-        (VARIANTS + "  - {weights: int2}\n", "variants.1.weights: Input should be 'fp32', 'int8' or 'int4'"),
+        (VARIANTS + "  - {weights: int2}\n", "variants.1.weights: Input should be 'fp32', 'bf16', 'int8' or 'int4'"),
         (
             VARIANTS + "  - {weights: int8, group_size: 64}\n",
             "variants.1: group_size: only weights: int4 knows it, weights is int8",
@@ -117,6 +117,38 @@ def test_defaults_fit_what_is_trained(tmp_path: Path) -> None:
         (
             SCRATCH + "variants:\n  - {name: fp32}\n  - {keep_layers: 4}\n",
             "variants: layers-4-fp32: keep_layers: the model has 4 layers; keep fewer, counted from 1",
+        ),
+        (
+            SCRATCH + "variants:\n  - {name: fp32}\n  - {weights: int8, draft: {keep_layers: 4}}\n",
+            "variants: int8-draft: draft: keep_layers: the model has 4 layers; keep fewer, counted from 1",
+        ),
+        (
+            VARIANTS + "  - {weights: int8, draft: {keep_layers: 1, checkpoint: small}}\n",
+            "variants.1.draft: checkpoint: give it or keep_layers; both are given",
+        ),
+        (
+            VARIANTS + "  - {weights: int8, draft: {checkpoint: small, distill: {}}}\n",
+            "variants.1.draft: distill: a checkpoint has learned already; it goes with keep_layers",
+        ),
+        (
+            VARIANTS + "  - {weights: int8, draft: {keep_layers: 1, distill: {}}}\n",
+            "variants: int8-draft: distill: it learns from texts; give train",
+        ),
+        (
+            VARIANTS + "  - {weights: int8, engine: transformers}\n",
+            "variants.1: weights: the engine transformers takes fp32 or bf16, not int8",
+        ),
+        (
+            VARIANTS + "  - {weights: bf16, engine: transformers, draft: {keep_layers: 1}}\n",
+            "variants.1: draft: the engine transformers has none",
+        ),
+        (
+            VARIANTS + "  - {weights: bf16}\n",
+            "variants.1: weights: bf16 is for the engine transformers, not openvino_genai",
+        ),
+        (
+            VARIANTS + "  - {weights: int8, device: cuda}\n",
+            "variants.1: device: cuda is for the engine transformers, not openvino_genai",
         ),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 from millis_pipeline.checkpoint import resolve
 from millis_pipeline.decoders.checkpoint import load_decoder
 from millis_pipeline.decoders.convert import convert
-from millis_pipeline.decoders.engine import Engine
+from millis_pipeline.decoders.engine import EXACT, Engine
 from millis_pipeline.decoders.llama2c import convert_llama2c
 from millis_pipeline.decoders.reference import torch_greedy
 
@@ -35,4 +35,4 @@ def test_the_documented_text_is_generated(tmp_path: Path) -> None:
     tokens = torch_greedy(decoder.model, [1], STEPS, ()).tokens
     assert decoder.tokenizer.decode(tokens) == documented
     convert(decoder.model, tmp_path / "graph")
-    assert Engine(tmp_path / "graph", "f32", 512).greedy([[1]], STEPS) == [tokens]
+    assert Engine(tmp_path / "graph", EXACT, 512).greedy([[1]], STEPS) == [tokens]

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.server.triton.generation_backend import backend
+from millis_server.triton.generation_backend.decoding.detokenize import Detokenizer
 from tests.tiny_generation import bytes_tokenizer
 
 TEXT = "café 你好, order 🙂 naïve 🇨🇭 the end"
@@ -12,7 +12,7 @@ def tokenizer():
 
 
 def pieces(tokenizer, text: str, stops=()) -> tuple[list[str], bool]:
-    detokenizer = backend("detokenize").Detokenizer(tokenizer, [], stops)
+    detokenizer = Detokenizer(tokenizer, [], stops)
     made = []
     for token in tokenizer.encode(text).ids:
         made.append(detokenizer.take([token]))
@@ -30,7 +30,7 @@ def test_characters_of_several_tokens_come_whole(tokenizer):
 
 
 def test_half_a_character_at_the_end_is_left_out(tokenizer):
-    detokenizer = backend("detokenize").Detokenizer(tokenizer, [], ())
+    detokenizer = Detokenizer(tokenizer, [], ())
     made = detokenizer.take(tokenizer.encode("ab🙂").ids[:-1])
     assert made + detokenizer.end() == "ab"
 
@@ -58,5 +58,5 @@ def test_nothing_of_a_stop_text_is_shown(tokenizer, stops, left):
 
 def test_the_prompt_decides_on_the_space_before_the_first_word(tokenizer):
     prompt, text = tokenizer.encode("where is my").ids, tokenizer.encode(" order").ids
-    detokenizer = backend("detokenize").Detokenizer(tokenizer, prompt, ())
+    detokenizer = Detokenizer(tokenizer, prompt, ())
     assert detokenizer.take(text) + detokenizer.end() == " order"

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from millis_server.triton.generation_backend.decoding.generator import (
+    GeneratorOptions,
+    Guide,
+    InvalidRequest,
+    Request,
+    load_generator,
+)
 from tests import tiny_generation as tiny
-from tests.server.triton.generation_backend import backend
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -44,7 +50,7 @@ def load(folders):
     loaded = []
 
     def load(name: str, folder: Path | None = None, **wanted):
-        generator = backend("generator").load_generator(name, folder or folders[name], options(**wanted))
+        generator = load_generator(name, folder or folders[name], options(**wanted))
         loaded.append(generator)
         return generator
 
@@ -55,7 +61,7 @@ def load(folders):
 
 def options(**wanted):
     standard = {"threads": 2, "eos": (tiny.EOS,), "kv_cache_precision": "f32"}
-    return backend("generator").GeneratorOptions(**(standard | wanted))
+    return GeneratorOptions(**(standard | wanted))
 
 
 def run(generator, requests) -> dict[int, list[int]]:
@@ -79,21 +85,19 @@ def run(generator, requests) -> dict[int, list[int]]:
     ],
 )
 def test_greedy_tokens_are_those_of_transformers(load, folders, model, engine, wanted):
-    request = backend("generator").Request
     prompts = tiny.prompts(4, seed=2)
     folder = folders["drafted" if "draft" in wanted else engine]
     generator = load(engine, folder, **wanted)
-    made = run(generator, [request(prompt, 24, 0.0, ignore_eos=True) for prompt in prompts])
+    made = run(generator, [Request(prompt, 24, 0.0, ignore_eos=True) for prompt in prompts])
     assert made == {number: tiny.greedy(model, prompt, 24) for number, prompt in enumerate(prompts)}
 
 
 @pytest.mark.parametrize("engine", ["openvino_genai", "transformers"])
 def test_a_cancelled_request_is_forgotten_and_the_others_go_on(load, model, engine):
-    request = backend("generator").Request
     prompts = tiny.prompts(2, seed=4)
     generator = load(engine)
     for number, prompt in enumerate(prompts):
-        generator.add(number, request(prompt, 40, 0.0, ignore_eos=True))
+        generator.add(number, Request(prompt, 40, 0.0, ignore_eos=True))
     made: list[int] = []
     cancelled = False
     while generator.busy:
@@ -109,21 +113,19 @@ def test_a_cancelled_request_is_forgotten_and_the_others_go_on(load, model, engi
 
 
 def test_what_an_engine_has_not_is_refused_by_name(load):
-    request = backend("generator").Request
-    invalid = backend("generator").InvalidRequest
     generator = load("transformers")
-    with pytest.raises(invalid, match=r"^n: is set, and the engine transformers has no such rule"):
-        generator.add(0, request([5], n=2))
+    with pytest.raises(InvalidRequest, match=r"^n: is set, and the engine transformers has no such rule"):
+        generator.add(0, Request([5], n=2))
     generator = load("openvino_genai")
-    guide = backend("generator").Guide("regex", "a+")
-    with pytest.raises(invalid, match="this version was published without a tokenizer for guided output"):
-        generator.add(0, request([5], guide=guide))
+    guide = Guide("regex", "a+")
+    with pytest.raises(InvalidRequest, match="this version was published without a tokenizer for guided output"):
+        generator.add(0, Request([5], guide=guide))
 
 
 def test_a_closed_engine_leaves_no_thread(folders):
     before = set(threading.enumerate())
-    generator = backend("generator").load_generator("transformers", folders["transformers"], options())
-    run(generator, [backend("generator").Request([5, 6], 3, 0.0), backend("generator").Request([5, 6], 3, 1.0)])
+    generator = load_generator("transformers", folders["transformers"], options())
+    run(generator, [Request([5, 6], 3, 0.0), Request([5, 6], 3, 1.0)])
     generator.close()
     left = [thread.name for thread in set(threading.enumerate()) - before if not thread.daemon]
     assert left == []
@@ -139,4 +141,4 @@ def test_a_closed_engine_leaves_no_thread(folders):
 )
 def test_an_engine_that_cannot_be_had_is_told_in_one_line(folders, name, wanted, problem):
     with pytest.raises(ValueError, match=f"^{problem}$"):
-        backend("generator").load_generator(name, folders.get(name, Path()), options(**wanted))
+        load_generator(name, folders.get(name, Path()), options(**wanted))

@@ -1,13 +1,13 @@
 """Triton's Python-based backend `millis_generation`: text from language models, streamed.
 
-It is decoupled: `execute` only hands requests to the thread that steps the engine (loop.py), and responses go out as
-tokens come. Its tensors are those of Triton's vLLM backend, so that one client can drive both: `text_input`, `stream`,
-`sampling_parameters` (JSON; the names and defaults of vLLM's SamplingParams) in, `text_output` and what the `return_*`
-flags ask for out. Beside these it takes `prompt_token_ids` instead of a text and gives `token_ids`, and it has
-sessions (sessions.py), in which a gateway gets the texts of all of its callers together.
+It is decoupled: `execute` only hands requests to the thread that steps the engine (decoding/loop.py), and responses go
+out as tokens come. Its tensors are those of Triton's vLLM backend, so that one client can drive both: `text_input`,
+`stream`, `sampling_parameters` (JSON; the names and defaults of vLLM's SamplingParams) in, `text_output` and what the
+`return_*` flags ask for out. Beside these it takes `prompt_token_ids` instead of a text and gives `token_ids`, and it
+has sessions (decoding/sessions.py), in which a gateway gets the texts of all of its callers together.
 
 This folder is loaded by Triton's stub process, not by the gateway, and depends on numpy, tokenizers and the engine.
-The config's parameters: `engine` and those of `GeneratorOptions` (generator.py).
+The config's parameters: `engine` and those of `GeneratorOptions` (decoding/generator.py).
 """
 
 import json
@@ -18,22 +18,22 @@ import tokenizers
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
-    from millis_server.triton.generation_backend.generator import (
+    from millis_server.triton.generation_backend.decoding.generator import (
         GENERATORS,
         GeneratorOptions,
         InvalidRequest,
         load_generator,
     )
-    from millis_server.triton.generation_backend.loop import Loop
-    from millis_server.triton.generation_backend.parameters import number_input, read_request, text_input
-    from millis_server.triton.generation_backend.responses import FINAL, Responses, Stream, failure
-    from millis_server.triton.generation_backend.sessions import SessionOutlet, Sessions
+    from millis_server.triton.generation_backend.decoding.loop import Loop
+    from millis_server.triton.generation_backend.decoding.parameters import number_input, read_request, text_input
+    from millis_server.triton.generation_backend.decoding.responses import FINAL, Responses, Stream, failure
+    from millis_server.triton.generation_backend.decoding.sessions import SessionOutlet, Sessions
 else:
-    from generator import GENERATORS, GeneratorOptions, InvalidRequest, load_generator
-    from loop import Loop
-    from parameters import number_input, read_request, text_input
-    from responses import FINAL, Responses, Stream, failure
-    from sessions import SessionOutlet, Sessions
+    from decoding.generator import GENERATORS, GeneratorOptions, InvalidRequest, load_generator
+    from decoding.loop import Loop
+    from decoding.parameters import number_input, read_request, text_input
+    from decoding.responses import FINAL, Responses, Stream, failure
+    from decoding.sessions import SessionOutlet, Sessions
 
 
 class TritonPythonModel:

@@ -18,17 +18,13 @@ when there are none.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-if TYPE_CHECKING:
-    from millis_server.triton.generation_backend.generator import Piece
-    from millis_server.triton.generation_backend.responses import FINAL, strings
-else:
-    from generator import Piece
-    from responses import FINAL, strings
+from .generator import Piece
+from .responses import FINAL, strings
 
 FINISHES = {"": 0, "stop": 1, "length": 2}
 FAILED = 3

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
 import triton_python_backend_utils as pb_utils
 
-if TYPE_CHECKING:
-    from millis_server.triton.generation_backend.detokenize import Detokenizer
-    from millis_server.triton.generation_backend.generator import Piece, Request
-    from millis_server.triton.generation_backend.parameters import Asked
-else:
-    from detokenize import Detokenizer
-    from generator import Piece, Request
-    from parameters import Asked
+from .detokenize import Detokenizer
+from .generator import Piece, Request
+from .parameters import Asked
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 

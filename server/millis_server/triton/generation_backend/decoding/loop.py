@@ -1,7 +1,9 @@
 """The thread that steps the engine, takes requests in between steps, and hands out what each step made.
 
 The engine's library may hold the interpreter lock for the whole of a step, so nothing else can happen in this process
-meanwhile: requests come in, and callers who left are noticed, between two steps.
+meanwhile: requests come in, and callers who left are noticed, between two steps. Triton hands requests over one by one,
+so when one has come the thread waits a little for more: prompts that are read in one step cost less than in two, and
+the second would have waited for the whole of the first one's step.
 """
 
 from __future__ import annotations
@@ -11,20 +13,10 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from time import monotonic, perf_counter
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from millis_server.triton.generation_backend.generator import (
-        GenerationFailed,
-        Generator,
-        InvalidRequest,
-        Piece,
-        Request,
-    )
-else:
-    from generator import GenerationFailed, Generator, InvalidRequest, Piece, Request
-
+from .generator import GenerationFailed, Generator, InvalidRequest, Piece, Request
 
 SWITCH_SECONDS = 0.0005
 """How soon a thread that waits for the interpreter lock may have it; Python's own 5 ms is several steps of a small
@@ -35,6 +27,18 @@ LOOK_SECONDS = 0.02
 
 IDLE_LOOK_SECONDS = 0.2
 """The same while there is nothing to do."""
+
+GATHER_SHARE = 0.02
+"""Pause after which no more requests are waited for, as a share of the time of a step that reads prompts."""
+
+MAX_GATHER_SECONDS = 0.005
+"""The same, at most: Triton needs about a millisecond to hand over the next request that it has."""
+
+GAIN = 1 / 8
+"""Share of a step's time that goes into the mean of what was seen."""
+
+MAX_PAUSES = 10
+"""So many pauses are the longest wait in all."""
 
 
 class EngineFailed(RuntimeError):
@@ -88,6 +92,8 @@ class Loop:
         self._under_way: dict[int, Receiver] = {}
         self._stopping = False
         self._look = 0.0
+        self._reading = 0.0
+        """Mean seconds of the steps that read prompts; 0 before the first."""
         sys.setswitchinterval(SWITCH_SECONDS)
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
@@ -114,15 +120,30 @@ class Loop:
                         break
                 if self._stopping:
                     return
-                arrived, self._arrived = self._arrived, []
+                arrived = self._gather()
             for receiver in arrived:
                 self._add(receiver)
+            began = perf_counter()
             self._step()
+            if arrived:
+                took = perf_counter() - began
+                self._reading += GAIN * (took - self._reading) if self._reading else took
             self._outlets.flush()
             if (now := monotonic()) >= self._look:
                 self._look = now + LOOK_SECONDS
                 self._drop_who_left()
                 self._outlets.look()
+
+    def _gather(self) -> list[Receiver]:
+        """What has arrived, and what arrives in the same moment."""
+        pause = min(GATHER_SHARE * self._reading, MAX_GATHER_SECONDS)
+        latest = perf_counter() + MAX_PAUSES * pause
+        known = 0
+        while len(self._arrived) > known and perf_counter() < latest:
+            known = len(self._arrived)
+            self._changed.wait(pause)
+        arrived, self._arrived = self._arrived, []
+        return arrived
 
     def _add(self, receiver: Receiver) -> None:
         number = next(self._numbers)

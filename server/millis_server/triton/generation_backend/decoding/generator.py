@@ -167,10 +167,8 @@ def load_generator(name: str, folder: Path, options: GeneratorOptions) -> Genera
     """
     if name not in GENERATORS:
         raise ValueError(f"parameter engine must be one of {', '.join(GENERATORS)}, not {name!r}")
-    # This file is `generator` in Triton's process, where the folder is on the path, and part of a package elsewhere.
-    package = __name__.removesuffix("generator")
     try:
-        module = importlib.import_module(f"{package}generator_{name}")
+        module = importlib.import_module(f".generator_{name}", __package__)
     except ModuleNotFoundError as error:
         raise ValueError(
             f'parameter engine is {name!r}, which is not installed: pip install "millis[{EXTRAS[name]}]" '

@@ -12,25 +12,14 @@ from functools import lru_cache
 from math import ceil
 from pathlib import Path
 from random import getrandbits
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-if TYPE_CHECKING:
-    from millis_server.triton.generation_backend.generator import (
-        GenerationFailed,
-        GeneratorOptions,
-        Guide,
-        InvalidRequest,
-        Piece,
-        Request,
-    )
-    from millis_server.triton.generation_backend.guide_check import GuideCheck
-else:
-    from generator import GenerationFailed, GeneratorOptions, Guide, InvalidRequest, Piece, Request
-    from guide_check import GuideCheck
+from .generator import GenerationFailed, GeneratorOptions, Guide, InvalidRequest, Piece, Request
+from .guide_check import GuideCheck
 
 BLOCK_TOKENS = 32
 """Tokens in one page of the pipeline's memory on a CPU."""

@@ -10,21 +10,12 @@ from __future__ import annotations
 from math import ceil
 from pathlib import Path
 from queue import Empty
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
-if TYPE_CHECKING:
-    from millis_server.triton.generation_backend.generator import (
-        GenerationFailed,
-        GeneratorOptions,
-        InvalidRequest,
-        Piece,
-        Request,
-    )
-else:
-    from generator import GenerationFailed, GeneratorOptions, InvalidRequest, Piece, Request
+from .generator import GenerationFailed, GeneratorOptions, InvalidRequest, Piece, Request
 
 PAGE_TOKENS = 32
 WAIT_SECONDS = 0.05
@@ -32,14 +23,12 @@ WAIT_SECONDS = 0.05
 
 STOP_SECONDS = 5.0
 
-DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
-
 
 class TransformersGenerator:
     """See `generator.Generator`.
 
     Args:
-        folder: of the version: a Hugging Face checkpoint.
+        folder: of the version: a Hugging Face checkpoint. It computes in the precision that the weights are stored in.
         options: how it may use the machine.
     """
 
@@ -48,7 +37,7 @@ class TransformersGenerator:
             raise ValueError("parameter device is 'cuda', and PyTorch finds no CUDA device here")
         torch.set_num_threads(options.threads)
         self._options = options
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[options.device], attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         self._model: Any = model.to(options.device).eval()
         self._managers: dict[bool, Any] = {}
         self._under_way: dict[str, tuple[int, Request, int]] = {}

@@ -2,15 +2,12 @@
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tokenizers
 import triton_python_backend_utils as pb_utils
 
-if TYPE_CHECKING:
-    from millis_server.triton.generation_backend.generator import Guide, GuideKind, InvalidRequest, Request
-else:
-    from generator import Guide, GuideKind, InvalidRequest, Request
+from .generator import Guide, GuideKind, InvalidRequest, Request
 
 GUIDES: tuple[GuideKind, ...] = ("json", "regex", "choice")
 
