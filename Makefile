@@ -7,7 +7,6 @@ RUNS := $(VENV)/.runs
 GENERATES := $(VENV)/.generates
 READY := $(VENV)/.ready
 REPOSITORY ?= model_repository
-JOBS ?= 2
 MODELS ?= embed intent sentiment ner
 # Those of them that generate text: only they need the engine for it.
 GENERATING := $(filter $(MODELS),$(notdir $(patsubst %/recipe.yaml,%,$(shell grep -ls '^task: text-generation' pipeline/recipes/*/recipe.yaml))))
@@ -48,8 +47,8 @@ models: $(RUNS) $(if $(GENERATING),$(GENERATES)) ## build the default models tha
 	  ls -d $(REPOSITORY)/$$model-*/ >/dev/null 2>&1 || missing="$$missing pipeline/recipes/$$model/recipe.yaml"; done; \
 	test -z "$$missing" || exec $(BIN)/millis build $$missing --repository $(REPOSITORY)
 
-test: $(READY) ## run the tests, in JOBS processes side by side
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest
 
 test-slow: $(READY) ## run the tests that train or measure for minutes
 	$(BIN)/python -m pytest -m slow
@@ -60,7 +59,7 @@ check: $(READY) drift ## what must be green before a commit: format, lint, types
 	$(BIN)/mypy
 	$(BIN)/vulture
 	$(BIN)/buf lint protos
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest
 
 format: $(READY) ## format the code
 	$(BIN)/ruff format .

@@ -12,13 +12,6 @@ import millis
 from benchmarks.gateway import Running, running_gateway
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says what stays together when several processes share the tests: files, and all that need the shared models."""
-    for item in items:
-        shared = "published" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("published" if shared else item.location[0]))
-
-
 @dataclass(frozen=True)
 class Published:
     """Tiny models in a model repository, with the checkpoints that they were built from."""

@@ -82,7 +82,7 @@ def _add_millis(config: triton.ModelConfig, generation: Generation) -> None:
     inputs |= dict.fromkeys(("number", "cancel"), (triton.TYPE_INT32, 1))
     for name, (kind, dims) in inputs.items():
         config.input.add(name=name, data_type=kind, dims=[dims], optional=True)
-    outputs = {"token_ids": triton.TYPE_INT32, "token_logprobs": triton.TYPE_FP32, "pieces": triton.TYPE_INT32}
+    outputs = {"token_ids": triton.TYPE_INT32, "pieces": triton.TYPE_UINT8}
     for name, kind in outputs.items():
         config.output.add(name=name, data_type=kind, dims=[-1])
     config.instance_group.add(kind=triton.ModelInstanceGroup.KIND_CPU, count=1)

@@ -44,7 +44,7 @@ variants:
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory) -> Path:
-    return tiny.backbone(tmp_path_factory.mktemp("backbone"), layers=4)
+    return tiny.backbone(tmp_path_factory.mktemp("backbone"))
 
 
 def recipe(folder: Path, backbone: Path, task: str, train: str, epochs: int = 8) -> Path:

@@ -26,7 +26,7 @@ RECIPE = "name: intent\ntask: text-classification\ncheckpoint: owner/base\ntrain
 def test_a_teacher_is_taken_as_it_is_and_the_option_goes_before_the_key(tmp_path: Path, key, option, source, trains):
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE + key)
-    arguments = argparse.Namespace(data_dir=None, name=None, teacher=option)
+    arguments = argparse.Namespace(data_dir=None, name=None, teacher=option, engine=None)
     assert read_job(str(path), arguments) == Job(
         name="intent",
         source=source,
@@ -42,5 +42,5 @@ def test_a_teacher_is_taken_as_it_is_and_the_option_goes_before_the_key(tmp_path
 
 def test_a_teacher_without_a_recipe_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
-        read_job("owner/base", argparse.Namespace(teacher="kept/intent"))
+        read_job("owner/base", argparse.Namespace(teacher="kept/intent", engine=None))
     assert str(caught.value) == "--teacher: it goes with a recipe, and owner/base is a checkpoint"

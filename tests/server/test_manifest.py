@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from millis_server.manifest import Manifest, ManifestError, Provenance, SelfCheck, read_manifest, sha256, verify_files
+from millis_server.manifest import Manifest, Provenance, SelfCheck
+from millis_server.manifest_files import ManifestError, read_manifest, sha256, verify_files
 
 
 def manifest(**changes: object) -> Manifest:

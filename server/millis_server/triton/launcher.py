@@ -25,8 +25,9 @@ LOG_BYTES = 4 * 1024 * 1024
 TAIL_LINES = 20
 """Lines of Triton's log in the message when it dies."""
 
-EXIT_SECONDS = 10
-"""How long Triton may take to finish before it is killed."""
+EXIT_SECONDS = 4
+"""How long Triton may take to finish before it is killed. Nothing of ours is under way by then, but Triton also waits
+for requests that a model's dead process has left open for ever."""
 
 BACKENDS = {"backend": "millis", "generation_backend": "millis_generation"}
 """Folders beside this file, and the names under which Triton finds them."""

@@ -19,12 +19,12 @@ import grpc.aio
 import numpy as np
 from tritonclient.grpc import service_pb2 as triton
 
-from millis_server.errors import ModelUnavailable
+from millis_server.errors import BackendFault, ModelUnavailable
 from millis_server.tasks.generation import Prompt, TextGeneration
 from millis_server.triton.client import StubDied
 from millis_server.triton.failures import DIED, failed_call, named
 from millis_server.triton.protocols import Chunk
-from millis_server.triton.wire import add, add_text, outputs, sampling_parameters, texts
+from millis_server.triton.wire import add, add_text, outputs, sampling_parameters
 
 SILENCE_SECONDS = 1.0
 """When nothing came for so long while texts are being made, the model's process is asked whether it lives: Triton
@@ -35,7 +35,7 @@ IDLE_SECONDS = 2.0
 
 FINISHES = ("", "stop", "length")
 FAILED = 3
-PIECE = 6
+PIECE = 7
 """Numbers that describe one piece."""
 
 _numbers = itertools.count()
@@ -159,6 +159,8 @@ class _Session:
             failure = failed_call(error)
         except StubDied as error:
             failure = error
+        except Exception as error:  # whatever is wrong with a response: nobody may wait for ever
+            failure = BackendFault(f"Triton's response cannot be read: {type(error).__name__}: {error}")
         finally:
             writing.cancel()
             call.cancel()
@@ -199,22 +201,28 @@ class _Session:
     def _hand_out(self, found: dict[str, bytes]) -> None:
         if "pieces" not in found:
             return
-        pieces = np.frombuffer(found["pieces"], np.int32).reshape(-1, PIECE).tolist()
-        tokens = np.frombuffer(found["token_ids"], np.int32).tolist()
-        logprobs = np.frombuffer(found.get("token_logprobs", b""), np.float32).tolist()
+        whole = found["pieces"]
+        (count,) = np.frombuffer(whole, np.int32, 1)
+        pieces = np.frombuffer(whole, np.int32, PIECE * count, 4).reshape(-1, PIECE)
+        tokens_told, logprobs_told, _ = pieces[:, 2:5].sum(0).tolist()
+        place = pieces.nbytes + 4
+        tokens = np.frombuffer(whole, np.int32, tokens_told, place).tolist()
+        place += 4 * tokens_told
+        logprobs = np.frombuffer(whole, np.float32, logprobs_told, place).tolist()
+        place += 4 * logprobs_told
         token = logprob = 0
-        for (number, sequence, count, told, made, finish), text in zip(
-            pieces, texts(found["text_output"]), strict=True
-        ):
+        for number, sequence, some, told, size, made, finish in pieces.tolist():
             arrivals = self._arrivals.get(number)
             if arrivals is not None:
+                text = whole[place : place + size].decode()
                 if finish == FAILED:
                     arrivals.put_nowait(text)
                 else:
-                    some, values = tokens[token : token + count], logprobs[logprob : logprob + told]
-                    arrivals.put_nowait(Chunk(sequence, text, some, values, made, FINISHES[finish]))
-            token += count
+                    chosen, values = tokens[token : token + some], logprobs[logprob : logprob + told]
+                    arrivals.put_nowait(Chunk(sequence, text, chosen, values, made, FINISHES[finish]))
+            token += some
             logprob += told
+            place += size
 
     async def _lives(self) -> bool:
         """Whether the model's process answers. A step may take long, and nothing is answered meanwhile."""

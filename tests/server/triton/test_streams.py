@@ -239,12 +239,17 @@ class SessionStandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
 def pieces(*said: tuple[int, str, list[int], str]) -> triton.ModelStreamInferResponse:
     """A response of a session: number, text, tokens and how it ended."""
     finishes = {"": 0, "stop": 1, "length": 2, "failed": 3}
-    described = [(number, 0, len(tokens), 0, len(tokens), finishes[finish]) for number, _, tokens, finish in said]
-    return response(
-        pieces=[value for piece in described for value in piece],
-        text_output=[text for _, text, _, _ in said],
-        token_ids=[token for _, _, tokens, _ in said for token in tokens],
-    )
+    described = [
+        (number, 0, len(tokens), 0, len(text.encode()), len(tokens), finishes[finish])
+        for number, text, tokens, finish in said
+    ]
+    tokens = [token for _, _, tokens, _ in said for token in tokens]
+    numbers = [len(said), *(value for piece in described for value in piece), *tokens]
+    content = struct.pack(f"<{len(numbers)}i", *numbers) + "".join(text for _, text, _, _ in said).encode()
+    message = triton.ModelStreamInferResponse()
+    message.infer_response.outputs.add(name="pieces", datatype="UINT8", shape=[len(content)])
+    message.infer_response.raw_output_contents.append(content)
+    return message
 
 
 @asynccontextmanager
@@ -260,6 +265,12 @@ def task(**asked: Any) -> TextGeneration:
 
 async def all_of(way: Streams, asked: TextGeneration) -> list[Chunk]:
     return [chunk async for chunk in way.generate(asked, PROMPT)]
+
+
+async def test_a_response_that_cannot_be_read_fails_the_texts_under_way() -> None:
+    async with session(lambda numbers: [response(pieces=[1, 2])]) as (way, _):
+        with pytest.raises(BackendFault, match=r"^Triton's response cannot be read: ValueError: "):
+            _ = [chunk async for chunk in way.generate(task(), PROMPT)]
 
 
 async def test_texts_of_one_session_come_together_and_go_to_their_callers():

@@ -9,10 +9,10 @@ Inputs: `session` is its name; alone it opens the session. With `number` (INT32)
 that number of the gateway's own choice. With `cancel` (INT32) it drops the text of that number, and with a negative one
 it ends the session.
 
-Each response has k pieces: `pieces` INT32 [6 k], for each the number, which of its texts, how many tokens and how many
-log-probabilities stand in the tensors below, tokens made, and how it ended (0 goes on, 1 stop, 2 length, 3 an error,
-whose text stands in place of the text); `text_output` BYTES [k]; `token_ids` INT32; `token_logprobs` FP32, left out
-when there are none.
+Each response is one tensor, `pieces` UINT8, because a tensor costs a fifth of a millisecond. It holds, little-endian:
+INT32 k; for each of k pieces seven INT32, the number, which of its texts, how many tokens, log-probabilities and bytes
+of text stand below, tokens made, and how it ended (0 goes on, 1 stop, 2 length, 3 an error, whose text stands in place
+of the text); then of all pieces the tokens, INT32, the log-probabilities, FP32, and the texts, UTF-8.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from .generator import Piece
-from .responses import FINAL, strings
+from .responses import FINAL
 
 FINISHES = {"": 0, "stop": 1, "length": 2}
 FAILED = 3
@@ -78,22 +78,24 @@ class Session:
 
     def _clear(self) -> None:
         self._pieces: list[int] = []
-        self._texts: list[str] = []
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
+        self._texts: list[bytes] = []
 
     def add(self, number: int, piece: Piece, text: str) -> None:
         """Keeps a piece for the next response."""
-        tokens, logprobs = piece.tokens, piece.logprobs
-        self._pieces += number, piece.sequence, len(tokens), len(logprobs), piece.made, FINISHES[piece.finish]
-        self._texts.append(text)
+        tokens, logprobs, data = piece.tokens, piece.logprobs, text.encode()
+        finish = FINISHES[piece.finish]
+        self._pieces += number, piece.sequence, len(tokens), len(logprobs), len(data), piece.made, finish
         self._tokens += tokens
         self._logprobs += logprobs
+        self._texts.append(data)
 
     def fail(self, number: int, error: Exception) -> None:
         """Keeps the end of a text that failed."""
-        self._pieces += number, 0, 0, 0, 0, FAILED
-        self._texts.append(f"{type(error).__name__}: {error}")
+        data = f"{type(error).__name__}: {error}".encode()
+        self._pieces += number, 0, 0, 0, len(data), 0, FAILED
+        self._texts.append(data)
 
     def begin(self, number: int) -> None:
         """Notes that a text is wanted."""
@@ -113,15 +115,14 @@ class Session:
         """Sends what has come together."""
         if not self._pieces or self.gone:
             return
-        tensors = [
-            pb_utils.Tensor("pieces", np.array(self._pieces, np.int32)),
-            strings("text_output", self._texts),
-            pb_utils.Tensor("token_ids", np.array(self._tokens, np.int32)),
-        ]
+        whole = np.array([len(self._texts), *self._pieces, *self._tokens], np.int32).tobytes()
         if self._logprobs:
-            tensors.append(pb_utils.Tensor("token_logprobs", np.array(self._logprobs, np.float32)))
+            whole += np.array(self._logprobs, np.float32).tobytes()
+        whole += b"".join(self._texts)
         self._clear()
-        self._courier.hand(self, pb_utils.InferenceResponse(tensors))
+        self._courier.hand(
+            self, pb_utils.InferenceResponse([pb_utils.Tensor("pieces", np.frombuffer(whole, np.uint8))])
+        )
 
     def look(self) -> bool:
         """Whether the session goes on; one that its gateway has left ends here."""
