@@ -41,6 +41,8 @@ PROMPT_TOKENS = 64
 TOKENS = 64
 CALLERS = (1, 8)
 PREFIX_TOKENS = 512
+CROWD = 64
+CROWD_SECONDS = 900.0
 
 
 @dataclass
@@ -79,14 +81,15 @@ class Timed:
         rate, bare_rate = self.tokens / self.wall, engine.tokens / engine.wall
         return (
             f"| {callers} | {side} | {first[0]:.1f} / {first[1]:.1f} / {first[2]:.1f} | {first[0] - bare_first:+.1f} | "
+            f"{1e3 * np.mean(self.first):.1f} | "
             f"{between[0]:.2f} / {between[1]:.2f} / {between[2]:.2f} | {between[0] - bare:+.2f} | {rate:.1f} | "
             f"{100 * rate / bare_rate:.0f} % |"
         )
 
 
 HEAD = (
-    "| callers | side | first token p50 / p90 / p99 ms | over engine | next token p50 / p90 / p99 ms | over engine | "
-    "tokens/s | of engine |\n|---|---|---|---|---|---|---|---|"
+    "| callers | side | first token p50 / p90 / p99 ms | over engine | mean | next token p50 / p90 / p99 ms | "
+    "over engine | tokens/s | of engine |\n|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -165,7 +168,7 @@ async def ask_sdk(
         if delays:
             await asyncio.sleep(delays[place])
         asked = time.perf_counter()
-        stream = client.generate(prompt, model=model, max_tokens=tokens, ignore_eos=True)
+        stream = client.generate(prompt, model=model, max_tokens=tokens, ignore_eos=True, timeout=CROWD_SECONDS)
         times = [time.perf_counter() async for delta in stream for _ in delta.token_ids]
         timed.add(asked, times)
         seen[place] = [asked, *times]
@@ -244,6 +247,7 @@ def side_by_side(repository: Path, name: str, folder: Path, rounds: int, say: Ca
         say("")
         _late_caller(runner, client, name, vocabulary, say)
         _cached_prefix(runner, client, name, vocabulary, say)
+        _crowd(runner, client, name, vocabulary, found[8, "sdk"], say)
         runner.run(client.close())
         runner.run(triton.close())
     engine.close()
@@ -277,6 +281,24 @@ def _cached_prefix(
     say(
         f"A prompt of {PREFIX_TOKENS + 16} tokens begins after {before:.1f} ms, one with the same first "
         f"{PREFIX_TOKENS} after {after:.1f} ms: {before / after:.1f} times sooner (medians of 5)."
+    )
+
+
+def _crowd(
+    runner: asyncio.Runner,
+    client: millis.AsyncClient,
+    name: str,
+    vocabulary: int,
+    eight: Timed,
+    say: Callable[[str], None],
+) -> None:
+    timed, _ = runner.run(ask_sdk(client, prompts(CROWD, vocabulary, 3000), TOKENS, name))
+    crowd, few = (1e3 * np.percentile(one.between, (50, 90)) for one in (timed, eight))
+    waited = np.percentile(timed.first, (50, 100))
+    say(
+        f"{CROWD} callers at once on 8 places: all have their {TOKENS} tokens after {timed.wall:.1f} s; next token "
+        f"{crowd[0]:.2f} ms (p90 {crowd[1]:.2f}), with 8 callers {few[0]:.2f} ({few[1]:.2f}); first token after "
+        f"{waited[0]:.1f} s, the last caller's after {waited[1]:.1f} s."
     )
 
 
