@@ -16,7 +16,7 @@ GENERATING := $(filter $(MODELS),$(notdir $(patsubst %/recipe.yaml,%,$(shell gre
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check --timeout 120 install --no-compile --progress-bar on -c constraints.txt
 
 .DEFAULT_GOAL := help
-BENCHES := bench bench-cache bench-eager bench-exits bench-generate bench-lookup bench-padding bench-routing
+BENCHES := bench bench-assistant bench-cache bench-eager bench-exits bench-generate bench-lookup bench-padding bench-routing
 .PHONY: help setup serve models test test-slow check format protos drift $(BENCHES) demo clean
 
 help: ## list the targets
@@ -93,6 +93,10 @@ bench-generate: $(READY) ## measure what the service adds to a generation (SHAPE
 bench-lookup: $(READY) ## measure prompt lookup on grounded answers of the model `assistant`
 	@ls -d $(REPOSITORY)/assistant-*/ >/dev/null 2>&1 || $(MAKE) models MODELS=assistant
 	$(BIN)/python -m benchmarks.lookup --repository $(REPOSITORY)
+
+bench-assistant: $(READY) ## count the test questions that the model `assistant` answers rightly
+	@ls -d $(REPOSITORY)/assistant-*/ >/dev/null 2>&1 || $(MAKE) models MODELS=assistant
+	$(BIN)/python -m benchmarks.assistant --repository $(REPOSITORY)
 
 bench-padding: models ## measure mixed lengths grouped and padded to the longest, through Triton
 	$(BIN)/python -m benchmarks.padding --repository $(REPOSITORY)

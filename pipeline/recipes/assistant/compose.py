@@ -13,7 +13,7 @@ from typing import TypedDict
 
 HERE = Path(__file__).parent
 SEED = 42
-TRAIN_COUNTS = {"plain": 900, "follow_up": 400, "two_topics": 200, "grounded": 500}
+TRAIN_COUNTS = {"plain": 1800, "follow_up": 400, "two_topics": 1200, "grounded": 600}
 TEST_FORMS = ("plain", "grounded", "two_topics")  # follow-up questions have no held-out phrasings
 OPENERS = {"greeting"}  # never the second of two topics
 CLOSERS = {"thanks", "goodbye"}  # never the first of two topics
@@ -120,7 +120,8 @@ def main() -> None:
     topics: list[Topic] = [json.loads(line) for line in lines]
     rng = random.Random(SEED)
     write_lines(HERE / "train.jsonl", ({"messages": d} for d in train_dialogues(topics, rng)))
-    write_lines(HERE / "test.jsonl", ({"messages": d} for d in test_dialogues(topics, rng)))
+    # Drawn on its own: what training is made of must not change what it is measured on.
+    write_lines(HERE / "test.jsonl", ({"messages": d} for d in test_dialogues(topics, random.Random(SEED))))
     articles = [{"id": t["id"], "title": t["title"], "text": t["article"]} for t in topics if t["article"]]
     write_lines(HERE / "articles.jsonl", articles)
 
