@@ -30,7 +30,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from millis_pipeline.decoders.convert import convert
 from millis_pipeline.publish import CONFIG_FILE, publish, staging, write_version
-from millis_server.manifest import Generation, GreedyCheck, Manifest, Provenance
+from millis_server.manifest import EngineName, Generation, GreedyCheck, Manifest, Provenance
 from millis_server.manifest_files import sha256
 from tests.tiny import SENTENCES
 
@@ -120,11 +120,21 @@ def publish_language_model(
     cache_tokens: int = 4096,
     check: bool = True,
     parameters: dict[str, str] | None = None,
+    engine: EngineName = "openvino_genai",
+    draft: PreTrainedModel | None = None,
 ) -> str:
     """Publishes a model in fp32 and returns the version it was given."""
     with staging(repository) as stage:
         folder = stage / "fp32"
-        shutil.copytree(_exported(model), folder)
+        if engine == "transformers":
+            model.save_pretrained(folder)
+            bytes_tokenizer().backend_tokenizer.save(str(folder / "tokenizer.json"))
+            weights: tuple[str, ...] = ("model.safetensors",)
+        else:
+            shutil.copytree(_exported(model), folder)
+            weights = ("openvino_model.xml", "openvino_model.bin")
+        if draft is not None:
+            shutil.copytree(_exported(draft), folder / "draft")
         prompt = prompts(1, seed=5)[0]
         checks = (GreedyCheck(prompt=tuple(prompt), expected=tuple(greedy(model, prompt, 8))),) if check else ()
         manifest = Manifest(
@@ -133,12 +143,14 @@ def publish_language_model(
             task="text-generation",
             max_tokens=CONTEXT,
             default_variant=True,
-            files={path.name: sha256(path) for path in folder.iterdir()},
-            size_bytes=(folder / "openvino_model.bin").stat().st_size,
+            files={str(path.relative_to(folder)): sha256(path) for path in folder.rglob("*") if path.is_file()},
+            size_bytes=(folder / weights[-1]).stat().st_size,
             provenance=Provenance(checkpoint=f"random {name}", created_at="2026-01-01T00:00:00Z"),
             generation=Generation(
+                engine=engine,
                 kv_cache_precision="f32",
-                weights=("openvino_model.xml", "openvino_model.bin"),
+                draft="draft" if draft is not None else "",
+                weights=weights,
                 vocabulary=VOCABULARY,
                 chat_template=chat_template,
                 special_tokens={"bos_token": "<s>"},
@@ -146,7 +158,7 @@ def publish_language_model(
                 default_max_tokens=32,
                 max_streams=max_streams,
                 cache_tokens=cache_tokens,
-                guided=True,
+                guided=engine == "openvino_genai",
                 checks=checks,
             ),
         )

@@ -22,6 +22,7 @@ from tests import tiny_generation as tiny
 
 EXACT = ("llama", "qwen2", "gpt2")
 PLAIN = "llama-plain"
+DRAFTED, PYTORCH = "llama-drafted", "llama-pytorch"
 PATIENCE_SECONDS = 60
 
 
@@ -35,12 +36,15 @@ class Generating:
 
 @pytest.fixture(scope="module")
 def generating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generating]:
-    """Some families, one of them without prefix caching as well, and `narrow`, which has 2 places."""
+    """Some families, one of them also without prefix caching, with a draft and in PyTorch, and `narrow`, which has 2
+    places."""
     repository = tmp_path_factory.mktemp("generation") / "repository"
     models = {family: tiny.language_model(family) for family in EXACT}
     for family, model in models.items():
         tiny.publish_language_model(repository, family, model)
     tiny.publish_language_model(repository, PLAIN, models["llama"], parameters={"prefix_caching": "false"})
+    tiny.publish_language_model(repository, DRAFTED, models["llama"], draft=tiny.language_model("gpt2"))
+    tiny.publish_language_model(repository, PYTORCH, models["llama"], engine="transformers")
     tiny.publish_language_model(
         repository, "narrow", models["llama"], max_streams=2, cache_tokens=1200, chat_template=""
     )
@@ -77,9 +81,9 @@ def check_exact(client: millis.Client, name: str, model: PreTrainedModel) -> Non
     assert again == made[4]
 
 
-@pytest.mark.parametrize("name", [*EXACT, PLAIN])
+@pytest.mark.parametrize("name", [*EXACT, PLAIN, DRAFTED, PYTORCH])
 def test_greedy_tokens_are_those_of_transformers_for_callers_who_come_at_different_times(generating, name):
-    check_exact(generating.client, name, generating.models[name.removesuffix("-plain")])
+    check_exact(generating.client, name, generating.models[name.partition("-")[0]])
 
 
 def test_the_stream_tells_who_answers_then_text_then_how_it_ended(generating):
