@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from benchmarks.generate import BareEngine, Timed
+from benchmarks.generation_sides import BareEngine, Timed
 from millis_pipeline.latency import machine
 from millis_server.chat import ChatTemplates
 from millis_server.manifest import TOKENIZER_FILE, Manifest
