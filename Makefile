@@ -76,9 +76,9 @@ drift: $(READY) ## fail when the committed stubs differ from the protos
 bench: models ## measure engine, Triton, gateway and SDK side by side and print a table
 	$(BIN)/python -m benchmarks.overhead --repository $(REPOSITORY)
 
-bench-routing: models ## measure routing by deadline under load, against the same service pinned to the best variant
-	@ls -d $(REPOSITORY)/intent-*/ | grep -qvE -- '-(fp32|int8)/$$' || $(BIN)/python -m benchmarks.family --repository $(REPOSITORY)
-	$(BIN)/python -m benchmarks.routing --repository $(REPOSITORY)
+bench-routing: $(RUNS) ## measure routing by deadline under load, against the same service pinned to the best variant
+	@ls -d $(REPOSITORY)/intent-family-*/ >/dev/null 2>&1 || $(BIN)/millis build benchmarks/recipes/intent-family.yaml --repository $(REPOSITORY)
+	$(BIN)/python -m benchmarks.routing --repository $(REPOSITORY) --model intent-family
 
 bench-eager: $(RUNS) ## measure published variants against PyTorch behind a plain server (CHECKPOINT=, MODEL=, TEXTS=)
 	$(BIN)/python -m benchmarks.eager --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) --model $(MODEL) --texts $(TEXTS)

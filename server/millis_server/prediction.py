@@ -43,6 +43,10 @@ KEPT = 0.99
 MARGIN_STEP = 0.1
 """What a broken promise adds to the margin, at most; a kept one takes a 99th of that away."""
 
+FIRST_MARGIN = 0.3
+"""Before anything was learned, and again after a silence: without it the first promises after one would be broken until
+they have taught how much longer answers can take."""
+
 LARGEST_MARGIN = 2.0
 """Promises are at most this longer than expected: more says that the machine is beyond prediction."""
 
@@ -127,12 +131,12 @@ class _Queue:
         self.ahead = 0.0
         self.factor = Factor()
         self.density = TOKENS_PER_CHARACTER
-        self._margin = 0.0
+        self._margin = FIRST_MARGIN
         self._renewed = 0.0
 
     def margin(self, now: float) -> float:
         """How much longer than the expected time a promise is, as a share of it."""
-        return self._margin * _kept(now - self._renewed)
+        return FIRST_MARGIN + (self._margin - FIRST_MARGIN) * _kept(now - self._renewed)
 
     def learn_promise(self, broken_by: float, now: float) -> None:
         """Widens the margin, no further than what would have done, or narrows it a little.

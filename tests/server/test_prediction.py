@@ -30,6 +30,7 @@ def clock(monkeypatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(prediction, "perf_counter", clock)
     monkeypatch.setattr(prediction, "PATH_SECONDS", 0.0)
+    monkeypatch.setattr(prediction, "FIRST_MARGIN", 0.0)
     return clock
 
 
@@ -117,6 +118,17 @@ def test_in_the_long_run_99_of_100_promises_are_kept(clock):
         with predictor.under_way(made):
             clock.now += took
     assert 0.007 < broken / 20_000 < 0.015
+
+
+def test_the_first_promises_and_those_after_a_silence_have_a_margin_that_nothing_taught(clock, monkeypatch):
+    monkeypatch.setattr(prediction, "FIRST_MARGIN", 0.25)
+    predictor, pace = Predictor(2, 64), Pace("intent", profile((1, 16, 4.0)))
+    assert promise(predictor, pace) == (4.0, 5.0)
+    for _ in range(1000):
+        seen(clock, predictor, pace, 0.004)
+    assert promise(predictor, pace) == (4.0, 4.0)
+    clock.now += 200
+    assert promise(predictor, pace) == (4.0, 5.0)
 
 
 def test_who_was_promised_nothing_does_not_widen_the_margin_of_others(clock):

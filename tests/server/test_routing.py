@@ -19,6 +19,7 @@ ONE = Demand(inputs=1, characters=40)
 def a_plain_predictor(monkeypatch):
     """Predictions of engine time and backlog alone."""
     monkeypatch.setattr(prediction, "PATH_SECONDS", 0.0)
+    monkeypatch.setattr(prediction, "FIRST_MARGIN", 0.0)
 
 
 def variant(
