@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -77,7 +79,7 @@ def _export(module: nn.Module, arguments: dict[str, torch.Tensor], outputs: list
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad(), _no_collection():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module.eval(),
@@ -93,3 +95,15 @@ def _export(module: nn.Module, arguments: dict[str, torch.Tensor], outputs: list
             )
     except Exception as error:  # the exporter raises errors of many kinds
         raise ExportError(f"{source} cannot be exported to ONNX: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Tracing makes millions of objects that live to its end; looking for garbage among them takes a fifth of it."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

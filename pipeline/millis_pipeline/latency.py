@@ -26,7 +26,7 @@ ROUNDS = 5
 SECONDS = 0.05
 """Time spent on each point of each graph in one round."""
 
-MIN_RUNS = 3
+MIN_RUNS = 2
 MAX_RUNS = 40
 
 TYPICAL_TOKENS = 16
@@ -61,11 +61,12 @@ def measure(graphs: Mapping[str, Sequence[Graph]], max_tokens: int) -> dict[str,
         A profile of each variant.
     """
     engines = {v: [load_engine("onnxruntime", graph.path, EngineOptions()) for graph in g] for v, g in graphs.items()}
+    inputs = {v: [_inputs(graph.path) for graph in g] for v, g in graphs.items()}
     points: dict[str, list[LatencyPoint]] = {variant: [] for variant in graphs}
     for batch, tokens in tqdm(POINTS, desc="latency", unit="point", leave=False, disable=None):
         if tokens > max_tokens:
             continue
-        feeds = {v: [_feeds(graph, batch, tokens) for graph in g] for v, g in graphs.items()}
+        feeds = {v: [_feeds(names, batch, tokens) for names in each] for v, each in inputs.items()}
         times: dict[str, list[list[float]]] = {variant: [[] for _ in found] for variant, found in graphs.items()}
         for _ in range(ROUNDS):
             for variant, loaded in engines.items():
@@ -84,24 +85,28 @@ def measure(graphs: Mapping[str, Sequence[Graph]], max_tokens: int) -> dict[str,
 
 def stage_ms(path: Path, tokens: int = TYPICAL_TOKENS) -> float:
     """Median time of one graph for one text."""
-    graph = Graph(path)
     engine = load_engine("onnxruntime", path, EngineOptions())
-    feeds = _feeds(graph, 1, tokens)
+    feeds = _feeds(_inputs(path), 1, tokens)
     return float(np.median([time for _ in range(ROUNDS) for time in _run(engine, feeds)]))
 
 
-def _feeds(graph: Graph, batch: int, tokens: int) -> dict[str, Any]:
+def _inputs(path: Path) -> dict[str, int]:
+    """Names of a graph's inputs, with the width of hidden states; 0 for what holds integers."""
+    inputs = onnx.load(path, load_external_data=False).graph.input
+    return {tensor.name: tensor.type.tensor_type.shape.dim[-1].dim_value * (tensor.name == HIDDEN) for tensor in inputs}
+
+
+def _feeds(inputs: Mapping[str, int], batch: int, tokens: int) -> dict[str, Any]:
     """Input of a graph: ids of real tokens, or hidden states as the first layers give them."""
     generator = np.random.default_rng(0)
     made: dict[str, Any] = {}
-    for tensor in onnx.load(graph.path, load_external_data=False).graph.input:
-        shape = tensor.type.tensor_type.shape.dim
-        if tensor.name == HIDDEN:
-            made[tensor.name] = generator.standard_normal((batch, tokens, shape[2].dim_value), np.float32)
-        elif tensor.name == "input_ids":
-            made[tensor.name] = generator.integers(5, 100, (batch, tokens))
+    for name, width in inputs.items():
+        if name == HIDDEN:
+            made[name] = generator.standard_normal((batch, tokens, width), np.float32)
+        elif name == "input_ids":
+            made[name] = generator.integers(5, 100, (batch, tokens))
         else:
-            made[tensor.name] = np.full((batch, tokens), int(tensor.name == MASK), np.int64)
+            made[name] = np.full((batch, tokens), int(name == MASK), np.int64)
     return made
 
 
