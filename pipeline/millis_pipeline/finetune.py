@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from millis_pipeline.architectures import Encoder
 from millis_pipeline.checkpoint import CheckpointError, load_tokenizer, token_limit
 from millis_pipeline.classifier import MeanPoolClassifier
 from millis_pipeline.data import (
@@ -160,7 +161,21 @@ def _model(recipe: Recipe, checkpoint: Path, task: Task) -> Any:
     if recipe.freeze_embeddings:
         backbone = model.backbone if isinstance(model, MeanPoolClassifier) else model
         backbone.get_input_embeddings().weight.requires_grad_(False)
+    if recipe.freeze_layers:
+        _freeze(model, recipe)
     return model
+
+
+def _freeze(model: nn.Module, recipe: Recipe) -> None:
+    """Keeps the first layers, and the embeddings below them, out of training."""
+    encoder = Encoder(model)
+    if recipe.freeze_layers >= len(encoder.layers):
+        raise CheckpointError(
+            f"freeze_layers: {recipe.freeze_layers}, and checkpoint {recipe.checkpoint} has {len(encoder.layers)} "
+            "layers; freeze fewer"
+        )
+    for part in (encoder.base.embeddings, *encoder.layers[: recipe.freeze_layers]):
+        part.requires_grad_(False)
 
 
 def _with_head(checkpoint: Path, task: Task) -> Any:

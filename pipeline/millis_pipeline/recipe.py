@@ -62,6 +62,9 @@ class Recipe(BaseModel):
     """Share of the target spread over all labels, against overconfidence; text classification with one label."""
     freeze_embeddings: bool = True
     """Whether word embeddings stay as they are: half of a small model's weights, little of its quality."""
+    freeze_layers: int = Field(default=0, ge=0, le=200)
+    """First layers of the encoder that fine-tuning leaves as they are, and all embeddings with them. No gradient
+    passes through them, so training takes less time."""
     seed: int = Field(default=42, ge=0, lt=2**32)
     max_quality_loss: float = Field(default=0.01, ge=0, le=1)
     """Most that a variant may lose on the test data against the PyTorch model, absolute; one that loses more is not

@@ -127,6 +127,16 @@ def test_frozen_word_embeddings_stay_as_they_are(tmp_path: Path, backbone: Path)
     assert not torch.equal(before[query], after[query])
 
 
+def test_frozen_layers_stay_as_they_are_and_the_others_learn(tmp_path: Path, backbone: Path) -> None:
+    train = table(tmp_path / "train.csv", TEXTS, LABELS)
+    finetune(recipe(backbone, train, freeze_layers=1, epochs=1), backbone, tmp_path / "out")
+    before, after = (load_file(folder / "model.safetensors") for folder in (backbone, tmp_path / "out"))
+    learned = {name for name in before if not torch.equal(before[name], after[name])}
+    assert learned == {name for name in before if name.startswith("encoder.layer.1.")}
+    with pytest.raises(CheckpointError, match=r"^freeze_layers: 2, and checkpoint \S+ has 2 layers; freeze fewer$"):
+        finetune(recipe(backbone, train, freeze_layers=2), backbone, tmp_path / "none")
+
+
 def test_training_stops_when_the_dev_data_gets_no_better(
     tmp_path: Path, backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,9 +25,11 @@ LOG_BYTES = 4 * 1024 * 1024
 TAIL_LINES = 20
 """Lines of Triton's log in the message when it dies."""
 
-EXIT_SECONDS = 4
+EXIT_SECONDS = 6
 """How long Triton may take to finish before it is killed. Nothing of ours is under way by then, but Triton also waits
 for requests that a model's dead process has left open for ever."""
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where the C library puts it
 
 BACKENDS = {"backend": "millis", "generation_backend": "millis_generation"}
 """Folders beside this file, and the names under which Triton finds them."""
@@ -128,6 +130,12 @@ class EmbeddedTriton:
         await process.wait()
         if self._reader is not None:
             await self._reader
+        await asyncio.to_thread(_remove, self._regions)
+
+    @property
+    def _regions(self) -> str:
+        """How the names of its shared memory begin: two tritonservers on one machine must not share any."""
+        return f"millis-{os.getpid()}-{self._port}-"
 
     @property
     def _log_path(self) -> Path:
@@ -148,8 +156,7 @@ class EmbeddedTriton:
             f"--http-port={self._port}",
             "--model-load-thread-count=4",
             f"--exit-timeout-secs={EXIT_SECONDS - 2}",
-            # Two tritonservers on one machine must not share names in /dev/shm.
-            f"--backend-config=python,shm-region-prefix-name=millis-{os.getpid()}-{self._port}-",
+            f"--backend-config=python,shm-region-prefix-name={self._regions}",
         ]
 
     async def _read_log(self, process: asyncio.subprocess.Process) -> None:
@@ -184,6 +191,12 @@ def _wheel() -> Path:
             "or name a running one with --triton-url"
         )
     return Path(spec.origin).parent
+
+
+def _remove(regions: str) -> None:
+    """Removes shared memory whose names begin so: a Triton that ended by force has left its own behind."""
+    for region in SHARED_MEMORY.glob(f"{regions}*"):
+        region.unlink(missing_ok=True)
 
 
 def _install_backends(wheel: Path, target: Path) -> Path:
