@@ -261,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--engine",
         choices=get_args(EngineName),
-        help="what generates text from a checkpoint; transformers (PyTorch) takes every architecture it has",
+        help="what generates text from a checkpoint; transformers (PyTorch) also takes what cannot become a graph",
     )
     parser.add_argument("--name", help="logical model name; the default is the recipe's or the checkpoint's")
     parser.add_argument("--eval-data", type=Path, help="labelled data to measure a checkpoint on (CSV, JSONL, CoNLL)")
