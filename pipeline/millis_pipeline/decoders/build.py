@@ -174,14 +174,16 @@ def _assess(
     room = max(STREAMS * max(len(one.prompt) + 2 * len(one.tokens) for one in greedy), limits.tokens)
     with ExitStack() as stack:
         engines: dict[str, Engine] = {}
+        found: dict[str, Agreement] = {}
         for candidate in candidates:
             engine = engines[candidate.name] = Engine(candidate.folder, candidate.setup, room)
             stack.callback(engine.close)
+            found[candidate.name] = agreement(engine, greedy, eos)
             if candidate.variant.weights == "fp32":
                 whole = candidate.variant.keep_layers is None
                 own = greedy if whole else own_greedy(candidate.model, greedy, eos)
-                check_exact(engine, candidate.model, own, eos, candidate.name)
-        found = {name: agreement(engine, greedy, eos) for name, engine in engines.items()}
+                exact = found[candidate.name] if whole else agreement(engine, own, eos)
+                check_exact(exact, candidate.model, own, candidate.name)
         checks = {name: greedy_checks(engine, greedy, eos) for name, engine in engines.items()}
         latency = speeds(engines, [one.prompt for one in greedy], limits.tokens)
     return [

@@ -68,24 +68,20 @@ def agreement(engine: Engine, greedy: Sequence[Greedy], eos_ids: Sequence[int]) 
     return Agreement(shares, texts)
 
 
-def check_exact(
-    engine: Engine, model: PreTrainedModel, greedy: Sequence[Greedy], eos_ids: Sequence[int], what: str
-) -> None:
+def check_exact(found: Agreement, model: PreTrainedModel, greedy: Sequence[Greedy], what: str) -> None:
     """Checks that an fp32 variant answers as its own module does, token by token.
 
     Where two tokens are equally likely within the rounding of single precision, either one passes.
 
     Args:
-        engine: that has the variant loaded.
-        model: its module.
+        found: what the engine answered.
+        model: the variant's module.
         greedy: prompts with the module's answers.
-        eos_ids: tokens that end a text.
         what: variant, for the message.
 
     Raises:
         VerificationError: it answers with other tokens.
     """
-    found = agreement(engine, greedy, eos_ids)
     for number, (one, text) in enumerate(zip(greedy, found.texts, strict=True), 1):
         place = equal_tokens(one.tokens, text)
         if place == len(one.tokens):

@@ -78,11 +78,13 @@ def test_the_graph_has_the_perplexity_of_pytorch(loaded: Decoder, evaluation: Ev
 
 
 def test_an_exact_graph_passes_and_another_one_does_not(loaded: Decoder, evaluation: Evaluation, graph: Path) -> None:
-    check_exact(Engine(graph, EXACT, 512), loaded.model, evaluation.greedy, loaded.eos_ids, "fp32")
+    check_exact(
+        agreement(Engine(graph, EXACT, 512), evaluation.greedy, loaded.eos_ids), loaded.model, evaluation.greedy, "fp32"
+    )
     other = with_layers(loaded.model, [0])
     expected = own_greedy(other, evaluation.greedy, loaded.eos_ids)
     with pytest.raises(VerificationError, match=r"^fp32: the engine answers prompt \d of \d+ with token \d+ at"):
-        check_exact(Engine(graph, EXACT, 512), other, expected, loaded.eos_ids, "fp32")
+        check_exact(agreement(Engine(graph, EXACT, 512), expected, loaded.eos_ids), other, expected, "fp32")
 
 
 def test_two_tokens_as_likely_as_each_other_both_pass(loaded: Decoder, graph: Path) -> None:
@@ -91,7 +93,7 @@ def test_two_tokens_as_likely_as_each_other_both_pass(loaded: Decoder, graph: Pa
         first, second = loaded.model(input_ids=ids).logits[0, -1].topk(2).indices.tolist()
     wrong = [Greedy([1, 9, 31], [second], [0.0])]
     # The graph gives `first`; taken for PyTorch's answer, `second` is less likely by a negative gap.
-    check_exact(Engine(graph, EXACT, 512), loaded.model, wrong, (), "fp32")
+    check_exact(agreement(Engine(graph, EXACT, 512), wrong, ()), loaded.model, wrong, "fp32")
     assert agreement(Engine(graph, EXACT, 512), wrong, ()).texts == [[first]]
 
 
