@@ -106,11 +106,13 @@ class Generations:
         left = None if wishes.time_left is None else wishes.time_left - (perf_counter() - began)
         async with streams.places.take(prompt.width, prompt.tokens, left):
             clock = _Clock(began, task.n)
-            yield Started(choice, len(prompt.ids))
             try:
+                # The engine begins while the first message is on its way.
                 async with aclosing(streams.generate(task, prompt)) as chunks:
+                    yield Started(choice, len(prompt.ids))
                     async for chunk in chunks:
                         clock.take(chunk)
+                        streams.tokens += chunk.made
                         yield chunk
             except StubDied:
                 self._reloader.recover(served.manifest.triton_model)

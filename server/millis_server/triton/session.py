@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import json
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -59,30 +59,61 @@ class Sessions:
         self._patience = patience
         self._session: _Session | None = None
 
-    async def generate(self, task: TextGeneration, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
-        """See `Streams.generate`."""
+    def begin(self, task: TextGeneration, prompt: Prompt, leave: Callable[[], None]) -> SessionChunks:
+        """Asks for a text at once.
+
+        Args:
+            task: as it was asked.
+            prompt: made of it.
+            leave: called once, when the text is made or wanted no more.
+        """
         session = self._session
         if session is None or session.closed:
             session = self._session = _Session(self._stub(), self._new_request, self._patience)
-        arrivals: Arrivals = asyncio.Queue()
-        number = session.begin(task, prompt, arrivals)
-        ended = 0
-        try:
-            while ended < task.n:
-                arrived = await arrivals.get()
-                if isinstance(arrived, str):
-                    raise named(arrived, task)
-                if isinstance(arrived, Exception):
-                    raise arrived
-                ended += bool(arrived.finish)
-                yield arrived
-        finally:
-            session.end(number, ended == task.n)
+        return SessionChunks(session, task, prompt, leave)
 
     async def close(self) -> None:
         """Closes the session, which has no texts any more."""
         if self._session is not None:
             await self._session.close()
+
+
+class SessionChunks:
+    """What comes of one request. Closing it, or reading it to its end, frees the engine.
+
+    A class and not a generator: it has asked before anybody reads, and a token passes it in less time.
+    """
+
+    def __init__(self, session: _Session, task: TextGeneration, prompt: Prompt, leave: Callable[[], None]) -> None:
+        self._session = session
+        self._task = task
+        self._leave = leave
+        self._going = task.n
+        self._closed = False
+        self._arrivals: Arrivals = asyncio.Queue()
+        self._number = session.begin(task, prompt, self._arrivals)
+
+    def __aiter__(self) -> SessionChunks:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        if not self._going:
+            await self.aclose()
+            raise StopAsyncIteration
+        arrived = await self._arrivals.get()
+        if isinstance(arrived, Chunk):
+            if arrived.finish:
+                self._going -= 1
+            return arrived
+        await self.aclose()
+        raise named(arrived, self._task) if isinstance(arrived, str) else arrived
+
+    async def aclose(self) -> None:
+        """Ends it; what has not come never does."""
+        if not self._closed:
+            self._closed = True
+            self._session.end(self._number, not self._going)
+            self._leave()
 
 
 class _Session:

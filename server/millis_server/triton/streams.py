@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -46,6 +45,14 @@ class TritonStreams:
             await self._channel.close()
 
 
+class Chunks(Protocol):
+    """What comes of one generation."""
+
+    def __aiter__(self) -> AsyncIterator[Chunk]: ...
+    def aclose(self) -> Awaitable[None]:
+        """Ends it, wherever it is."""
+
+
 class Streams:
     """The way to one model version.
 
@@ -59,7 +66,7 @@ class Streams:
     Attributes:
         manifest: of the version.
         places: at the engine.
-        tokens: generated so far.
+        tokens: made so far for callers, who count them here.
     """
 
     def __init__(
@@ -84,8 +91,9 @@ class Streams:
         await self._idle.wait()
         await self._sessions.close()
 
-    async def generate(self, task: TextGeneration, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
-        """Runs one generation, for which the caller holds places. Closing the iterator frees the engine at once.
+    def generate(self, task: TextGeneration, prompt: Prompt) -> Chunks:
+        """Begins one generation, for which the caller holds places. Closing what it returns frees the engine at once;
+        what goes wrong is raised where it is read.
 
         Raises:
             InvalidField: the engine refuses what the task asks for.
@@ -93,18 +101,19 @@ class Streams:
             ModelUnavailable: Triton is not there, or has not loaded the model.
             BackendFault: the engine failed.
         """
+        if self._protocol != "millis":
+            return self._call(task, prompt)
+        self._enter()
+        return self._sessions.begin(task, prompt, self._leave)
+
+    def _enter(self) -> None:
         self._under_way += 1
         self._idle.clear()
-        way = self._sessions.generate if self._protocol == "millis" else self._call
-        try:
-            async with aclosing(way(task, prompt)) as chunks:
-                async for chunk in chunks:
-                    self.tokens += chunk.made
-                    yield chunk
-        finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._idle.set()
+
+    def _leave(self) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            self._idle.set()
 
     async def _call(self, task: TextGeneration, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
         """A generation in a stream of its own, because a cancel in Triton ends all that its stream carries."""
@@ -113,6 +122,7 @@ class Streams:
         protocol.pack(task, prompt, request)
         call = self._triton.stub.ModelStreamInfer()
         ended = 0
+        self._enter()
         try:
             await call.write(request)
             await call.done_writing()
@@ -129,6 +139,7 @@ class Streams:
             raise failed_call(error, task) from error
         finally:
             call.cancel()
+            self._leave()
 
     async def _next(self, call: Any) -> Any:
         try:

@@ -73,7 +73,7 @@ class Answered:
 def test_prompts_that_come_one_after_the_other_are_read_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     # A long pause, so that a slow machine cannot part what comes within a moment.
     monkeypatch.setattr(loops, "GATHER_SHARE", 100)
-    monkeypatch.setattr(loops, "MAX_GATHER_SECONDS", 1.0)
+    monkeypatch.setattr(loops, "GATHER_GAPS", 1000)
     engine = Steps()
     loop = Loop(engine, Nobody(), print)
     alone, *crowd = (Answered() for _ in range(5))

@@ -54,11 +54,21 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         """Takes requests in; one that cannot be read fails alone."""
-        streams = [stream for request in requests if (stream := self._stream(request)) is not None]
-        self._loop.submit(streams)
+        taken: list[Any] = []
+        streams = [stream for request in requests if (stream := self._stream(request, taken)) is not None]
+        if streams:
+            self._loop.submit(streams)
+        # Last, because it takes a while: the engine need not wait for it.
+        for sender in taken:
+            sender.send(flags=FINAL)
 
-    def _stream(self, request: Any) -> Stream | None:
-        """What a request asks to be made; None when it asks for nothing, or cannot be read."""
+    def _stream(self, request: Any, taken: list[Any]) -> Stream | None:
+        """What a request asks to be made; None when it asks for nothing, or cannot be read.
+
+        Args:
+            request: Triton's.
+            taken: gets the sender of a request whose answers go out through a session.
+        """
         sender = request.get_response_sender()
         try:
             name = text_input(request, "session")
@@ -73,7 +83,7 @@ class TritonPythonModel:
         except (InvalidRequest, ValueError) as error:
             failure(sender, error)
             return None
-        sender.send(flags=FINAL)
+        taken.append(sender)
         return stream
 
     def _of_session(self, request: Any, name: str, number: int | None, cancel: int | None) -> Stream | None:

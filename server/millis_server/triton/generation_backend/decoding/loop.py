@@ -2,8 +2,8 @@
 
 The engine's library may hold the interpreter lock for the whole of a step, so nothing else can happen in this process
 meanwhile: requests come in, and callers who left are noticed, between two steps. Triton hands requests over one by one,
-so when one has come the thread waits a little for more: prompts that are read in one step cost less than in two, and
-the second would have waited for the whole of the first one's step.
+so when one has come the thread waits a little for more, as long as one usually takes to follow the other: prompts that
+are read in one step cost less than in two, and the second would have waited for the whole of the first one's step.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from math import inf
 from time import monotonic, perf_counter
 from typing import Protocol
 
@@ -31,8 +32,11 @@ IDLE_LOOK_SECONDS = 0.2
 GATHER_SHARE = 0.02
 """Pause after which no more requests are waited for, as a share of the time of a step that reads prompts."""
 
-MAX_GATHER_SECONDS = 0.005
-"""The same, at most: Triton needs about a millisecond to hand over the next request that it has."""
+GATHER_GAPS = 4
+"""The same, at most, as a multiple of the usual time from one request of a crowd to the next."""
+
+LONGEST_GAP = 0.005
+"""Seconds after which the next request does not belong to the same crowd."""
 
 GAIN = 1 / 8
 """Share of a step's time that goes into the mean of what was seen."""
@@ -94,13 +98,21 @@ class Loop:
         self._look = 0.0
         self._reading = 0.0
         """Mean seconds of the steps that read prompts; 0 before the first."""
+        self._came = -inf
+        """When the last request came."""
+        self._gap = 0.0005
+        """Mean seconds from one request of a crowd to the next: what Triton needs to hand it over."""
         sys.setswitchinterval(SWITCH_SECONDS)
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
     def submit(self, receivers: Sequence[Receiver]) -> None:
         """Takes requests in; called from Triton's thread."""
+        now = perf_counter()
         with self._changed:
+            if (gap := now - self._came) < LONGEST_GAP:
+                self._gap += GAIN * (gap - self._gap)
+            self._came = now
             self._arrived += receivers
             self._changed.notify()
 
@@ -136,7 +148,7 @@ class Loop:
 
     def _gather(self) -> list[Receiver]:
         """What has arrived, and what arrives in the same moment."""
-        pause = min(GATHER_SHARE * self._reading, MAX_GATHER_SECONDS)
+        pause = min(GATHER_SHARE * self._reading, GATHER_GAPS * self._gap)
         latest = perf_counter() + MAX_PAUSES * pause
         known = 0
         while len(self._arrived) > known and perf_counter() < latest:
