@@ -11,9 +11,10 @@ from tokenizers import Tokenizer
 from millis_pipeline.candidates import Candidate
 from millis_pipeline.checkpoint import Checkpoint
 from millis_pipeline.gate import Measured
-from millis_pipeline.latency import Graph, measure, single_text_ms
+from millis_pipeline.latency import Graph, graph_inputs, measure, single_text_ms
 from millis_pipeline.memory import resident_bytes
-from millis_pipeline.run import CascadeRunner, Runner, run_all, torch_runner
+from millis_pipeline.precision import ENGINE_OF
+from millis_pipeline.run import CascadeRunner, Runner, graph_runner, run_all, torch_runner
 from millis_pipeline.verify import FP32_TOLERANCE, EvaluationSet, Judgement, VerificationError, judge
 from millis_server.manifest import TOKENIZER_FILE, Exit, LatencyProfile
 from millis_server.triton.backend.engine import EngineOptions, load_engine
@@ -87,10 +88,15 @@ def assess(
     graphs = {one.name: _reached(one, left) for one, left in zip(candidates, exits, strict=True)}
     latency = measure(graphs, teacher.max_tokens)
     assessed = [
-        Assessed(candidate, judgement, own, latency[candidate.name], resident_bytes(candidate.graphs), left)
+        Assessed(candidate, judgement, own, latency[candidate.name], _memory(candidate), left)
         for candidate, judgement, own, left in zip(candidates, judgements, read, exits, strict=True)
     ]
     return assessed, reference
+
+
+def _memory(candidate: Candidate) -> int:
+    graphs = {path: graph_inputs(path) for path in candidate.graphs}
+    return resident_bytes(graphs, ENGINE_OF[candidate.precision], candidate.precision)
 
 
 def _own_reading(candidate: Candidate, evaluation: EvaluationSet) -> EvaluationSet:
@@ -111,12 +117,15 @@ def _with_shares(exits: Sequence[Exit], runner: Runner) -> tuple[Exit, ...]:
 def _reached(candidate: Candidate, exits: Sequence[Exit]) -> list[Graph]:
     """The graphs with the share of the inputs that each is run for."""
     left = [0.0, *accumulate(exit.share for exit in exits)]
-    return [Graph(path, max(0.0, 1 - gone)) for path, gone in zip(candidate.graphs, left, strict=False)]
+    return [
+        Graph(path, max(0.0, 1 - gone), candidate.precision) for path, gone in zip(candidate.graphs, left, strict=False)
+    ]
 
 
 def _check_student(candidate: Candidate, evaluation: EvaluationSet) -> None:
-    """Compares a student's graph with its own module: the teacher answers otherwise."""
-    _compare(candidate, evaluation, candidate.runner(leaving=False), torch_runner(candidate.checkpoint), EXPORTED)
+    """Compares a student's graph, in single precision, with its own module: the teacher answers otherwise."""
+    runner = candidate.runner(leaving=False) if candidate.exits else graph_runner(candidate.graphs[0])
+    _compare(candidate, evaluation, runner, torch_runner(candidate.checkpoint), EXPORTED)
 
 
 def _check_compiled(candidate: Candidate, evaluation: EvaluationSet) -> None:

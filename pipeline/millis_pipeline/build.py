@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version as installed
@@ -32,6 +33,7 @@ from millis_pipeline.export import ExportError
 from millis_pipeline.finetune import finetune, train_and_dev
 from millis_pipeline.gate import Decision, choose_default, decide
 from millis_pipeline.job import Job, read_evaluation, read_job
+from millis_pipeline.precision import possible_here
 from millis_pipeline.publish import PublishError, publish, staging, write_version
 from millis_pipeline.quantize import needs_reduced_range
 from millis_pipeline.recipe import RecipeError
@@ -56,8 +58,8 @@ LIBRARIES = ("torch", "transformers", "sentence-transformers", "onnx", "onnxrunt
 SELF_CHECKS = 3
 """Inputs that a version must answer as it did here before it takes traffic."""
 
-INT8_TOLERANCE = 0.25
-"""Largest difference that passes an int8 self-check: another processor may round another way."""
+ROUNDED_TOLERANCE = 0.25
+"""Largest difference that passes the self-check of what is not fp32: another processor may round another way."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -110,6 +112,8 @@ def _decoder_build() -> Callable[..., None]:
 def build(job: Job, repository: Path, reports: Path, keep: Path | None = None) -> None:
     """Builds and publishes one model; the repository changes only in the last stage."""
     began = time.monotonic()
+    variants, left_out = possible_here(job.variants)
+    job = replace(job, variants=variants)
     examples = read_evaluation(job)
     with staging(repository) as stage, tempfile.TemporaryDirectory(prefix="millis-") as scratch:
         teacher = _teacher(job, Path(scratch), keep)
@@ -141,6 +145,8 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None) -
         versions, retired = publish(repository, staged)
     entries = [entry.published_as(versions.get(entry.manifest.triton_model, "")) for entry in entries]
     choice = f"The default variant is {decision.default}: {decision.why}."
+    if left_out:
+        choice += f" Left out, because this processor does not compute in bfloat16: {', '.join(left_out)}."
     write_report(reports, job.name, entries, reference, choice, job.max_quality_loss)
     if reference.scores is not None:
         print(reference.scores.as_text())
@@ -199,9 +205,10 @@ def _entry(job: Job, one: Assessed, decision: Decision) -> Entry:
         quality=one.judgement.quality,
         latency=one.latency,
         provenance=_provenance(job, checkpoint, candidate.steps),
+        precision=candidate.precision,
         exits=one.exits,
         self_check=self_checks(checkpoint, one.evaluation, candidate.runner(), _checked(one)),
-        tolerance=FP32_TOLERANCE if candidate.recipe.quantize is None else INT8_TOLERANCE,
+        tolerance=FP32_TOLERANCE if candidate.exact else ROUNDED_TOLERANCE,
     )
     return Entry(manifest, one.judgement, refused=decision.refused.get(candidate.name, ""))
 

@@ -20,13 +20,13 @@ from millis_pipeline.exits import ExitModel
 from millis_pipeline.export import export_onnx, export_stages
 from millis_pipeline.latency import stage_ms
 from millis_pipeline.quantize import quantize_int8
-from millis_pipeline.run import CascadeRunner, Feeds, Runner, onnx_runner
+from millis_pipeline.run import CascadeRunner, Feeds, Runner, graph_runner
 from millis_pipeline.students import Students
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.variants import Exits, Quantize, VariantRecipe
 from millis_pipeline.verify import EvaluationSet
 from millis_pipeline.vocabulary import trimmed
-from millis_server.manifest import COMPILED_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Exit
+from millis_server.manifest import COMPILED_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Exit, Precision
 from millis_server.triton.backend.cascade import Stage
 from millis_server.triton.backend.engine import EngineOptions, load_engine
 
@@ -70,6 +70,16 @@ class Candidate:
         return [*self.graphs, *compiled, self.folder / TOKENIZER_FILE]
 
     @property
+    def exact(self) -> bool:
+        """Whether it computes in single precision throughout."""
+        return self.recipe.quantize is None and self.recipe.precision is None
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes in where nothing is quantized."""
+        return self.recipe.precision or "f32"
+
+    @property
     def reference(self) -> bool:
         """Whether it is the teacher itself."""
         return self.recipe.plain
@@ -77,7 +87,7 @@ class Candidate:
     def runner(self, *, leaving: bool = True) -> Runner:
         """Runs it; with `leaving` false every input goes through all graphs."""
         if not self.exits:
-            return onnx_runner(self.graphs[0])
+            return graph_runner(self.graphs[0], precision=self.precision)
         return CascadeRunner(self.stages() if leaving else load_cascade(self.graphs, [x.layers for x in self.exits]))
 
     def stages(self) -> list[Stage]:
@@ -143,6 +153,8 @@ class CandidateMaker:
                 self._say(f"compiling {variant.name} for PyTorch")
                 compile_torch(checkpoint, folder / COMPILED_FILE)
                 said = (*said, "compiled for the engine torch (AOTInductor)")
+            if variant.precision is not None:
+                said = (*said, "computed in bfloat16 by the engine openvino")
             return replace(candidate, steps=(*steps, *said))
         assert self._held_out is not None, "exits are calibrated on data set aside. This is a bug."
         held_out = self._held_out

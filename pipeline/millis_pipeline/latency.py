@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from tqdm import tqdm
 
 from millis_pipeline.machine import machine
-from millis_server.manifest import LatencyPoint, LatencyProfile
+from millis_pipeline.precision import ENGINE_OF
+from millis_server.manifest import LatencyPoint, LatencyProfile, Precision
 from millis_server.triton.backend.engine import Engine, EngineOptions, load_engine
 from millis_server.triton.backend.microbatch import HIDDEN, MASK
 
@@ -40,10 +41,12 @@ class Graph:
     Attributes:
         path: of the file.
         reached: share of the inputs that it is run for.
+        precision: in which it computes.
     """
 
     path: Path
     reached: float = 1.0
+    precision: Precision = "f32"
 
 
 def measure(graphs: Mapping[str, Sequence[Graph]], max_tokens: int) -> dict[str, LatencyProfile]:
@@ -60,8 +63,8 @@ def measure(graphs: Mapping[str, Sequence[Graph]], max_tokens: int) -> dict[str,
     Returns:
         A profile of each variant.
     """
-    engines = {v: [load_engine("onnxruntime", graph.path, EngineOptions()) for graph in g] for v, g in graphs.items()}
-    inputs = {v: [_inputs(graph.path) for graph in g] for v, g in graphs.items()}
+    engines = {variant: [_load(graph) for graph in found] for variant, found in graphs.items()}
+    inputs = {v: [graph_inputs(graph.path) for graph in g] for v, g in graphs.items()}
     points: dict[str, list[LatencyPoint]] = {variant: [] for variant in graphs}
     for batch, tokens in tqdm(POINTS, desc="latency", unit="point", leave=False, disable=None):
         if tokens > max_tokens:
@@ -76,22 +79,32 @@ def measure(graphs: Mapping[str, Sequence[Graph]], max_tokens: int) -> dict[str,
             p50 = sum(g.reached * np.percentile(m, 50) for g, m in zip(graphs[variant], measured, strict=True))
             p99 = sum(np.percentile(m, 99) for m in measured)
             points[variant].append(LatencyPoint(batch=batch, tokens=tokens, p50_ms=float(p50), p99_ms=float(p99)))
-    name = f"onnxruntime {onnxruntime.__version__}"
     return {
-        variant: LatencyProfile(machine=machine(), engine=name, threads=1, points=tuple(measured))
+        variant: LatencyProfile(
+            machine=machine(), engine=_engine(graphs[variant][0].precision), threads=1, points=tuple(measured)
+        )
         for variant, measured in points.items()
     }
 
 
+def _load(graph: Graph) -> Engine:
+    return load_engine(ENGINE_OF[graph.precision], graph.path, EngineOptions(precision=graph.precision))
+
+
+def _engine(precision: Precision) -> str:
+    name = ENGINE_OF[precision]
+    return f"{name} {version(name)}"
+
+
 def stage_ms(path: Path, tokens: int = TYPICAL_TOKENS) -> float:
     """Median time of one graph for one text."""
-    engine = load_engine("onnxruntime", path, EngineOptions())
-    feeds = _feeds(_inputs(path), 1, tokens)
+    engine = _load(Graph(path))
+    feeds = _feeds(graph_inputs(path), 1, tokens)
     return float(np.median([time for _ in range(ROUNDS) for time in _run(engine, feeds)]))
 
 
-def _inputs(path: Path) -> dict[str, int]:
-    """Names of a graph's inputs, with the width of hidden states; 0 for what holds integers."""
+def graph_inputs(path: Path) -> dict[str, int]:
+    """Names of a graph's inputs [texts, tokens], each with the width of hidden states; 0 for what holds integers."""
     inputs = onnx.load(path, load_external_data=False).graph.input
     return {tensor.name: tensor.type.tensor_type.shape.dim[-1].dim_value * (tensor.name == HIDDEN) for tensor in inputs}
 

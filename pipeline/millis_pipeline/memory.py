@@ -1,4 +1,6 @@
-"""Says how much memory graphs take when they are loaded and have run: `python -m millis_pipeline.memory GRAPH …`.
+"""Says how much memory graphs take when they are loaded and have run.
+
+    python -m millis_pipeline.memory ENGINE PRECISION GRAPHS        (JSON, see `resident_bytes`)
 
 It runs in a process of its own, because memory that an engine gave back is not given back to the system. Nothing
 heavy is imported, so that what is counted is the engine's.
@@ -6,23 +8,33 @@ heavy is imported, so that what is counted is the engine's.
 
 from __future__ import annotations
 
+import importlib
+import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
+
+from millis_server.triton.backend.engine import Engine, EngineOptions, load_engine
 
 TOKENS = 64
 TIMEOUT = 300
 
 
-def resident_bytes(paths: Sequence[Path]) -> int:
-    """Resident memory that the loaded graphs of a variant add to a process, after one text of 64 tokens."""
-    return printed_bytes("millis_pipeline.memory", [str(path) for path in paths])
+def resident_bytes(graphs: Mapping[Path, Mapping[str, int]], engine: str, precision: str) -> int:
+    """Resident memory that the loaded graphs of a variant add to a process, after one text of 64 tokens.
+
+    Args:
+        graphs: each with its inputs, see `latency.graph_inputs`.
+        engine: that runs them.
+        precision: in which it computes.
+    """
+    described = [(str(path), dict(inputs)) for path, inputs in graphs.items()]
+    return printed_bytes("millis_pipeline.memory", [engine, precision, json.dumps(described)])
 
 
 def printed_bytes(module: str, arguments: Sequence[str]) -> int:
@@ -40,22 +52,22 @@ def resident() -> int:
     raise RuntimeError("/proc/self/status has no VmRSS")
 
 
-def _main(paths: Sequence[str]) -> None:
+def _main(name: str, precision: str, described: str) -> None:
+    # The library is every model's, and not counted with the graphs.
+    importlib.import_module(name)
+    loaded: list[Engine] = []
     before = resident()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    sessions = [onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths]
-    for session in sessions:
-        session.run(None, {tensor.name: _input(tensor) for tensor in session.get_inputs()})
+    for path, inputs in json.loads(described):
+        engine = load_engine(name, Path(path), EngineOptions(precision=precision))
+        engine.run({given: _ones(width) for given, width in inputs.items()})
+        loaded.append(engine)
     print(resident() - before)
 
 
-def _input(tensor: Any) -> NDArray[Any]:
-    """Ones, [1, 64] or, for hidden states, [1, 64, hidden size]."""
-    kind = np.float32 if tensor.type == "tensor(float)" else np.int64
-    return np.ones((1, TOKENS, *tensor.shape[2:]), kind)
+def _ones(width: int) -> NDArray[Any]:
+    """[1, 64] or, for hidden states, [1, 64, width]."""
+    return np.ones((1, TOKENS, width), np.float32) if width else np.ones((1, TOKENS), np.int64)
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    _main(*sys.argv[1:])

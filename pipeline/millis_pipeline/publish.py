@@ -17,6 +17,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 from millis_pipeline.generation_config import generation_config
+from millis_pipeline.precision import ENGINE_OF
 from millis_server.manifest import Manifest
 from millis_server.manifest_files import MANIFEST_FILE, ManifestError, read_manifest
 
@@ -161,6 +162,9 @@ def triton_config(manifest: Manifest) -> str:
     config.instance_group.add(kind=triton.ModelInstanceGroup.KIND_CPU, count=1)
     config.parameters["intra_op_threads"].string_value = "1"
     config.parameters["workers"].string_value = str(WORKERS)
+    if manifest.precision != "f32":
+        config.parameters["engine"].string_value = ENGINE_OF[manifest.precision]
+        config.parameters["precision"].string_value = manifest.precision
     return text_format.MessageToString(config)
 
 

@@ -29,7 +29,7 @@ from onnxruntime.quantization import (
 from tqdm import tqdm
 
 from millis_pipeline.checkpoint import CheckpointError
-from millis_pipeline.run import Feeds, onnx_runner
+from millis_pipeline.run import Feeds, graph_runner
 from millis_pipeline.variants import Quantize
 
 VNNI_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
@@ -120,14 +120,14 @@ def _block(node: onnx.NodeProto) -> str:
 
 def sensitivity(source: Path, spec: Quantize, texts: Sequence[Feeds], *, reduce_range: bool) -> dict[str, float]:
     """How far outputs move when one block alone is quantized: the mean absolute difference, for each block."""
-    exact = onnx_runner(source)
+    exact = graph_runner(source)
     expected = [exact(feeds) for feeds in texts]
     harm = {}
     with tempfile.TemporaryDirectory(prefix="millis-") as scratch:
         target = Path(scratch) / "block.onnx"
         for name, nodes in tqdm(blocks(source).items(), desc="sensitivity", unit="block", leave=False, disable=None):
             _quantize(source, target, spec, texts, reduce_range, only=nodes)
-            ours = onnx_runner(target)
+            ours = graph_runner(target)
             moved = [float(np.abs(ours(feeds) - want).mean()) for feeds, want in zip(texts, expected, strict=True)]
             harm[name] = float(np.mean(moved))
     return harm

@@ -95,7 +95,9 @@ class Recipe(BaseModel):
 
     def _check_texts(self, variant: VariantRecipe) -> None:
         if variant.needs_texts and self.task == "cross-encoder":
-            raise ValueError(f"variants: {variant.name}: a cross-encoder knows quantize: dynamic and no other step")
+            raise ValueError(
+                f"variants: {variant.name}: a cross-encoder knows quantize: dynamic and precision: bf16 only"
+            )
         if variant.exits is not None and self.task not in ("text-classification", "token-classification"):
             raise ValueError(f"variants: {variant.name}: exits: a model for {self.task} has no labels to be sure of")
         if variant.exits is not None and self.train is None:

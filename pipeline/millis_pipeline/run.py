@@ -14,6 +14,8 @@ from tokenizers import Encoding, Tokenizer
 from tqdm import tqdm
 
 from millis_pipeline.checkpoint import Checkpoint
+from millis_pipeline.precision import ENGINE_OF
+from millis_server.manifest import Precision
 from millis_server.triton.backend.cascade import Stage
 from millis_server.triton.backend.engine import EngineOptions, load_engine
 from millis_server.triton.backend.microbatch import run_unpadded
@@ -77,14 +79,15 @@ def torch_runner(checkpoint: Checkpoint) -> Runner:
     return run
 
 
-def onnx_runner(path: Path, threads: int = 0) -> Runner:
+def graph_runner(path: Path, threads: int = 0, precision: Precision = "f32") -> Runner:
     """Runs an exported graph.
 
     Args:
         path: of the graph.
         threads: of the engine; 0 is one for each core.
+        precision: in which it computes.
     """
-    engine = load_engine("onnxruntime", path, EngineOptions(threads=threads))
+    engine = load_engine(ENGINE_OF[precision], path, EngineOptions(threads=threads, precision=precision))
 
     def run(feeds: Feeds) -> NDArray[np.float32]:
         return engine.run(feeds)[0]

@@ -1,7 +1,7 @@
 """What a recipe may ask for under `variants:`: for each variant a name and the steps that make it from the teacher.
 
-The steps are taken in the order distill, prune, exits, trim, quantize. A variant without steps is the teacher itself
-in fp32.
+The steps are taken in the order distill, prune, exits, trim, quantize or precision. A variant without steps is the
+teacher itself in fp32.
 """
 
 from __future__ import annotations
@@ -117,6 +117,9 @@ class VariantRecipe(_Step):
     exits: Exits | None = None
     trim: Trim | None = None
     quantize: Quantize | None = None
+    precision: Literal["bf16"] | None = None
+    """Computes in bfloat16, with the engine `openvino`, on processors that have it: less time than fp32, and nearer to
+    its answers than 8 bits. Where this machine's processor does not, the variant is left out."""
     compile: Literal["torch"] | None = None
     """Also compiles it ahead of time for the engine `torch`, which a config.pbtxt may then name; takes a minute."""
 
@@ -128,6 +131,8 @@ class VariantRecipe(_Step):
             raise ValueError("quantize: a variant with exits is quantized with method dynamic and without keep_fp32")
         if self.compile is not None and (self.quantize is not None or self.exits is not None):
             raise ValueError("compile: torch compiles variants that are neither quantized nor left early")
+        if self.precision is not None and (self.quantize, self.exits, self.compile) != (None, None, None):
+            raise ValueError("precision: bf16 goes neither with quantize nor with exits nor with compile")
         if self.trim is not None and self.quantize not in (None, Quantize(method="dynamic")):
             raise ValueError("quantize: a trimmed variant is quantized with method dynamic and without keep_fp32")
         return self
@@ -140,7 +145,7 @@ class VariantRecipe(_Step):
     @property
     def plain(self) -> bool:
         """Whether it is the teacher itself."""
-        return not self.trained and self.trim is None and self.quantize is None
+        return not self.trained and (self.trim, self.quantize, self.precision) == (None, None, None)
 
     @property
     def needs_texts(self) -> bool:

@@ -42,6 +42,9 @@ Protocol = Literal["millis", "vllm", "tensorrt-llm"]
 EngineName = Literal["openvino_genai", "transformers"]
 """What generates in our own backend, see triton/generation_backend/decoding/generator.py."""
 
+Precision = Literal["f32", "bf16"]
+"""What is computed in where nothing is quantized; bf16 needs a processor that has it, and the engine `openvino`."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -203,6 +206,8 @@ class Manifest(_Part):
     """None when published without evaluation data."""
     latency: LatencyProfile | None = None
     provenance: Provenance
+    precision: Precision = "f32"
+    """Of a model that does not generate."""
     exits: tuple[Exit, ...] = ()
     """Graphs of a variant with early exits, in order; empty for one that is a single graph."""
     generation: Generation | None = None

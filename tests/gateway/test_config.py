@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 import millis
 from benchmarks.gateway import running_gateway
+from millis_pipeline.precision import has_bfloat16
 from millis_pipeline.publish import CONFIG_FILE, triton_config, write_version
 from millis_server.manifest_files import read_manifest
 from tests.conftest import Published
@@ -44,6 +45,7 @@ def configure(folder: Path, **parameters: str) -> None:
 def repository(published: Published, compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("config") / "repository"
     publish_compiled(published, compiled, folder)
+    publish_rounded(published, folder)
     for variant, parameters in VARIANTS.items():
         shutil.copytree(published.repository / variant, folder / variant)
         configure(folder / variant, **parameters)
@@ -59,6 +61,17 @@ def publish_compiled(published: Published, compiled: Path, repository: Path) -> 
     write_version(version, manifest)
     (version.parent / CONFIG_FILE).write_text(triton_config(manifest))
     configure(version.parent, engine="torch")
+
+
+def publish_rounded(published: Published, repository: Path) -> None:
+    """`intent` once more as the model `rounded`, computed in bfloat16."""
+    version = repository / "rounded-bf16" / "1"
+    shutil.copytree(published.repository / "intent-fp32" / "1", version)
+    manifest = read_manifest(published.repository / "intent-fp32" / "1").model_copy(
+        update={"model": "rounded", "variant": "bf16", "precision": "bf16", "tolerance": 0.25}
+    )
+    write_version(version, manifest)
+    (version.parent / CONFIG_FILE).write_text(triton_config(manifest))
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +111,21 @@ def test_pytorch_answers_as_onnx_runtime_does(client):
         )
     together = client.classify(TEXTS, model="compiled")
     assert [answer.label for answer in together] == [client.classify(text, model="intent").label for text in TEXTS]
+
+
+def test_a_variant_in_bfloat16_answers_where_the_processor_has_it_and_says_so_elsewhere(client):
+    if not has_bfloat16():
+        (refused,) = variant(client, "rounded", "bf16").refused_versions
+        assert refused.reason == (
+            "Triton did not load it: Internal: ValueError: parameter precision is 'bf16', in which this processor does "
+            "not compute"
+        )
+        return
+    for text in TEXTS:
+        ours, theirs = (client.classify(text, model=model, top_k=3) for model in ("rounded", "intent"))
+        assert (ours.info.served_by.variant, ours.label) == ("bf16", theirs.label)
+        assert ours.score == pytest.approx(theirs.score, abs=0.02)
+        assert ours.score != theirs.score
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from millis_pipeline import build
+from millis_pipeline import build, precision
+from millis_pipeline.precision import has_bfloat16
 from millis_server.manifest_files import read_manifest, verify_files
 from tests import tiny
 
@@ -157,6 +158,45 @@ def test_a_checkpoint_that_cannot_be_used_is_one_clear_line(tmp_path, backbone, 
         last = capsys.readouterr().err.strip().splitlines()[-1]
         assert last.startswith("millis build: ")
         assert message in last
+
+
+def test_a_variant_in_bfloat16_is_built_where_the_processor_has_it_and_left_out_elsewhere(
+    tmp_path, capsys, monkeypatch
+):
+    checkpoint = tiny.text_classifier(tmp_path / "tiny")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"name: tiny\ntask: text-classification\ncheckpoint: {checkpoint}\n"
+        "variants: [{name: fp32}, {name: bf16, precision: bf16}]\n"
+    )
+    repository = tmp_path / "repository"
+    if has_bfloat16():
+        assert run(path, repository) == 0
+        manifest = read_manifest(repository / "tiny-bf16" / "1")
+        assert (manifest.precision, manifest.tolerance) == ("bf16", build.ROUNDED_TOLERANCE)
+        assert manifest.provenance.steps == ("computed in bfloat16 by the engine openvino",)
+        assert manifest.latency is not None
+        assert manifest.latency.engine.startswith("openvino 2026.")
+        config = text_format.Parse(
+            (repository / "tiny-bf16" / "config.pbtxt").read_text(), model_config_pb2.ModelConfig()
+        )
+        asked = {name: config.parameters[name].string_value for name in ("engine", "precision")}
+        assert asked == {"engine": "openvino", "precision": "bf16"}
+        assert (repository / "tiny-bf16" / "1" / "model.onnx").read_bytes() == (
+            repository / "tiny-fp32" / "1" / "model.onnx"
+        ).read_bytes()
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
+    assert run(path, tmp_path / "elsewhere") == 0
+    assert [folder.name for folder in (tmp_path / "elsewhere").iterdir()] == ["tiny-fp32"]
+    said = "Left out, because this processor does not compute in bfloat16: bf16."
+    assert said in capsys.readouterr().out.splitlines()[-1]
+    assert said in (tmp_path / "reports" / "tiny.md").read_text()
+    monkeypatch.setattr(precision, "find_spec", lambda name: None)
+    assert run(path, tmp_path / "elsewhere") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "millis build: variants: bf16: precision bf16 needs OpenVINO, which is not installed: "
+        "pip install 'millis[openvino]'"
+    )
 
 
 def test_an_interrupted_build_leaves_the_repository_as_it_was(tmp_path, backbone):

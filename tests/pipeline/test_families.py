@@ -22,7 +22,7 @@ from transformers import (
 
 from millis_pipeline.checkpoint import load
 from millis_pipeline.export import export_onnx
-from millis_pipeline.run import Feeds, Rows, onnx_runner, tokenize, torch_runner
+from millis_pipeline.run import Feeds, Rows, graph_runner, tokenize, torch_runner
 from millis_pipeline.tokenizer import write_tokenizer
 from tests import tiny
 
@@ -72,7 +72,7 @@ def test_the_exported_graph_computes_what_pytorch_does_alone_and_padded(tmp_path
     assert checkpoint.max_tokens in (63, 64, 65)
     export_onnx(checkpoint, tmp_path / "model.onnx")
     rows = tokenize(write_tokenizer(checkpoint.tokenizer, tmp_path / "t.json"), TEXTS, checkpoint.max_tokens, 0)
-    reference, ours = torch_runner(checkpoint), onnx_runner(tmp_path / "model.onnx", 1)
+    reference, ours = torch_runner(checkpoint), graph_runner(tmp_path / "model.onnx", 1)
     for batch in ([0], [6], [7], list(range(len(TEXTS)))):
         feeds = rows.feeds(batch, checkpoint.inputs)
         expected, got = (real(output, feeds) for output in (reference(feeds), ours(feeds)))

@@ -11,7 +11,7 @@ import pytest
 from millis_pipeline.checkpoint import CheckpointError, load
 from millis_pipeline.export import export_onnx
 from millis_pipeline.quantize import blocks, needs_reduced_range, quantize_int8, sensitivity
-from millis_pipeline.run import Feeds, onnx_runner
+from millis_pipeline.run import Feeds, graph_runner
 from millis_pipeline.variants import Quantize
 from tests import tiny
 
@@ -34,7 +34,7 @@ def texts() -> list[Feeds]:
 
 def worst(graph: Path, other: Path, texts: list[Feeds]) -> float:
     """Largest difference of logits, in standard deviations of the exact ones."""
-    exact, ours = ([run(feeds) for feeds in texts] for run in (onnx_runner(graph), onnx_runner(other)))
+    exact, ours = ([run(feeds) for feeds in texts] for run in (graph_runner(graph), graph_runner(other)))
     return float(np.abs(np.stack(exact) - np.stack(ours)).max() / np.std(np.stack(exact)))
 
 

@@ -103,6 +103,11 @@ def test_exponents_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
             FAMILY + "  - {name: x, distill: {layers: 2}, prune: {layers: 1}}\n",
             "variants.1: prune.layers: distill.layers says already how many layers there will be",
         ),
+        (FAMILY + "  - {name: x, precision: f16}\n", "variants.1.precision: Input should be 'bf16'"),
+        (
+            FAMILY + "  - {name: x, precision: bf16, quantize: dynamic}\n",
+            "variants.1: precision: bf16 goes neither with quantize nor with exits nor with compile",
+        ),
         (
             FAMILY + "  - {name: fp32, quantize: dynamic}\n",
             "variants: the name 'fp32' appears 2 times",
@@ -121,7 +126,7 @@ def test_exponents_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
         (
             FAMILY.replace("train: train.csv\n", "unlabelled: a.txt\n").replace("text-classification", "cross-encoder")
             + "  - {name: x, prune: {ffn: 0.5}}\n",
-            "variants: x: a cross-encoder knows quantize: dynamic and no other step",
+            "variants: x: a cross-encoder knows quantize: dynamic and precision: bf16 only",
         ),
         (
             FAMILY + "unlabelled: texts.txt\n",

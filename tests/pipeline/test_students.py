@@ -23,7 +23,7 @@ from millis_pipeline.export import export_onnx
 from millis_pipeline.finetune import finetune
 from millis_pipeline.prune import kept_parts
 from millis_pipeline.recipe import Recipe
-from millis_pipeline.run import onnx_runner, run_all, tokenize, torch_runner
+from millis_pipeline.run import graph_runner, run_all, tokenize, torch_runner
 from millis_pipeline.students import Students, check_variants, training_texts
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.variants import Distill, Prune, VariantRecipe
@@ -153,7 +153,7 @@ def test_pruning_shrinks_the_graph_and_the_graph_answers_as_the_pruned_module(tm
     export_onnx(small, path)
     rows = tokenize(write_tokenizer(small.tokenizer, tmp_path / "t.json"), TEXTS, small.max_tokens, 0)
     feeds = rows.feeds(range(len(TEXTS)), small.inputs)
-    np.testing.assert_allclose(onnx_runner(path)(feeds), torch_runner(small)(feeds), atol=1e-4)
+    np.testing.assert_allclose(graph_runner(path)(feeds), torch_runner(small)(feeds), atol=1e-4)
     # Weights alone: the file of so small a model is mostly the exporter's notes.
     written_weights = sum(int(np.prod(tensor.dims)) for tensor in onnx.load(path).graph.initializer)
     assert written_weights < 0.6 * sum(parameter.numel() for parameter in teacher.module.parameters())

@@ -23,7 +23,7 @@ from millis_pipeline.architectures import Encoder
 from millis_pipeline.checkpoint import Checkpoint, CheckpointError, load
 from millis_pipeline.examples import Example
 from millis_pipeline.export import export_onnx
-from millis_pipeline.run import onnx_runner, run_all, tokenize, torch_runner
+from millis_pipeline.run import graph_runner, run_all, tokenize, torch_runner
 from millis_pipeline.vocabulary import trimmed
 from tests import tiny
 
@@ -115,7 +115,7 @@ def test_the_graph_of_a_trimmed_model_answers_as_the_model(tmp_path) -> None:
     small, _ = trimmed(whole, examples(whole, USED), 1)
     export_onnx(small, tmp_path / "small.onnx")
     rows = tokenize(small.tokenizer.backend_tokenizer, [USED, UNUSED], 64, 0)
-    ours = run_all(onnx_runner(tmp_path / "small.onnx"), rows, small.inputs, "graph")
+    ours = run_all(graph_runner(tmp_path / "small.onnx"), rows, small.inputs, "graph")
     theirs = run_all(torch_runner(small), rows, small.inputs, "PyTorch")
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-4)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from millis_pipeline.precision import has_bfloat16
 from millis_server.triton.backend.engine import ENGINES, EngineOptions, load_engine
 from tests.conftest import Published
 
@@ -53,18 +54,44 @@ def test_every_engine_keeps_the_answers_of_threads_and_calls_apart(graph, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "message"),
+    ("name", "options", "message"),
     [
-        ("abacus", "cpu", "parameter engine must be one of onnxruntime, openvino, torch, not 'abacus'"),
-        ("onnxruntime", "tpu", "parameter device must be one of cpu, cuda, not 'tpu'"),
-        ("openvino", "cuda", "parameter device is 'cuda'; engine 'openvino' has cpu only"),
-        ("torch", "cuda", "parameter device is 'cuda'; engine 'torch' has cpu only"),
+        ("abacus", {}, "parameter engine must be one of onnxruntime, openvino, torch, not 'abacus'"),
+        ("onnxruntime", {"device": "tpu"}, "parameter device must be one of cpu, cuda, not 'tpu'"),
+        ("openvino", {"device": "cuda"}, "parameter device is 'cuda'; engine 'openvino' has cpu only"),
+        ("torch", {"device": "cuda"}, "parameter device is 'cuda'; engine 'torch' has cpu only"),
+        ("openvino", {"precision": "f8"}, "parameter precision must be one of f32, bf16, not 'f8'"),
+        ("onnxruntime", {"precision": "bf16"}, "parameter precision is 'bf16'; engine 'onnxruntime' has f32 only"),
+        ("torch", {"precision": "bf16"}, "parameter precision is 'bf16'; engine 'torch' has f32 only"),
     ],
 )
-def test_what_no_engine_can_do_is_refused_in_one_line(graph, name, device, message):
+def test_what_no_engine_can_do_is_refused_in_one_line(graph, name, options, message):
     with pytest.raises(ValueError) as caught:
-        load_engine(name, graph, EngineOptions(device=device))
+        load_engine(name, graph, EngineOptions(**options))
     assert str(caught.value) == message
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="this processor does not compute in bfloat16")
+def test_openvino_computes_in_bfloat16_where_it_is_asked_to(graph):
+    exact = load_engine("openvino", graph, EngineOptions())
+    rounded = load_engine("openvino", graph, EngineOptions(precision="bf16"))
+    inputs = {key: feeds(9)[key] for key in exact.inputs}
+    ours, theirs = rounded.run(inputs)[0], exact.run(inputs)[0]
+    assert ours.dtype == np.float32
+    assert 1e-6 < abs(ours - theirs).max() < 0.1 * abs(theirs).max()
+
+
+def test_a_processor_without_bfloat16_is_not_asked_to_compute_in_it(graph, monkeypatch):
+    engine = sys.modules[type(load_engine("openvino", graph, EngineOptions())).__module__]
+
+    class OtherProcessor:
+        def get_property(self, device: str, name: str) -> list[str]:
+            return {("CPU", "OPTIMIZATION_CAPABILITIES"): ["FP32", "INT8"]}[device, name]
+
+    monkeypatch.setattr(engine.openvino, "Core", OtherProcessor)
+    with pytest.raises(ValueError) as caught:
+        load_engine("openvino", graph, EngineOptions(precision="bf16"))
+    assert str(caught.value) == "parameter precision is 'bf16', in which this processor does not compute"
 
 
 def test_a_version_that_was_not_compiled_says_what_to_build(published):

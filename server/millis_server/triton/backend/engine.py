@@ -1,14 +1,14 @@
 """What an engine of the `millis` backend is, and which ones there are.
 
 An engine runs dense tensors; it knows nothing of Triton, requests or batches. Another one is a file
-`engine_<name>.py` with a function `load`, and its name in `ENGINES`. Its library is imported only when a config
-asks for it.
+`engine_<name>.py` with a function `load` and the tuples `DEVICES` and `PRECISIONS` that it can do, and its name in
+`ENGINES`. Its library is imported only when a config asks for it.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,10 @@ ENGINES = ("onnxruntime", "openvino", "torch")
 
 DEVICES = ("cpu", "cuda")
 """Values of the config's parameter `device`; the first is the default. Not every engine has every device."""
+
+PRECISIONS = ("f32", "bf16")
+"""Values of the config's parameter `precision`, in which what is not quantized is computed; the first is the default.
+Not every engine has both, and not every processor."""
 
 
 Feeds = Mapping[str, NDArray[np.int64] | NDArray[np.float32]]
@@ -48,24 +52,24 @@ class EngineOptions:
         threads: that work on one call.
         calls: side by side, each from a thread of its own.
         device: one of `DEVICES`.
+        precision: one of `PRECISIONS`.
     """
 
     threads: int = 1
     calls: int = 1
     device: str = DEVICES[0]
+    precision: str = PRECISIONS[0]
 
 
 def load_engine(name: str, model: Path, options: EngineOptions) -> Engine:
     """Loads a graph into the engine of that name.
 
     Raises:
-        ValueError: no engine has the name, its library is not installed, or it has no such device; the message is
-            one line and says what would do.
+        ValueError: no engine has the name, its library is not installed, or it has no such device or precision; the
+            message is one line and says what would do.
     """
     if name not in ENGINES:
         raise ValueError(f"parameter engine must be one of {', '.join(ENGINES)}, not {name!r}")
-    if options.device not in DEVICES:
-        raise ValueError(f"parameter device must be one of {', '.join(DEVICES)}, not {options.device!r}")
     # This file is `engine` in Triton's process, where the folder is on the path, and part of a package elsewhere.
     package = __name__.removesuffix("engine")
     try:
@@ -75,5 +79,14 @@ def load_engine(name: str, model: Path, options: EngineOptions) -> Engine:
             f'parameter engine is {name!r}, which is not installed: pip install "millis[{name}]" '
             f"in the environment that runs Triton ({error})"
         ) from None
+    _check("device", options.device, DEVICES, name, module.DEVICES)
+    _check("precision", options.precision, PRECISIONS, name, module.PRECISIONS)
     engine: Engine = module.load(model, options)
     return engine
+
+
+def _check(parameter: str, value: str, known: Sequence[str], engine: str, has: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"parameter {parameter} must be one of {', '.join(known)}, not {value!r}")
+    if value not in has:
+        raise ValueError(f"parameter {parameter} is {value!r}; engine {engine!r} has {', '.join(has)} only")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # at run time this folder is no package: Triton's stub puts i
     from millis_server.triton.backend.engine import EngineOptions, Feeds
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+DEVICES = tuple(PROVIDERS)
+PRECISIONS = ("f32",)
 
 
 class OnnxRuntimeEngine:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # at run time this folder is no package: Triton's stub puts i
     from millis_server.triton.backend.engine import EngineOptions, Feeds
 
 
+DEVICES = ("cpu",)
+PRECISIONS = ("f32", "bf16")
+
+
 class OpenVinoEngine:
     """A compiled graph with an infer request for each thread that calls it: a request serves one call at a time."""
 
@@ -25,10 +29,12 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": options.calls * options.threads,
             # Pinned threads of several models would share one core while another is idle.
             "ENABLE_CPU_PINNING": False,
-            # Where the processor has bfloat16 the LATENCY hint would use it, and answers would differ from export.
-            "INFERENCE_PRECISION_HINT": "f32",
+            # Left to itself OpenVINO would choose by the processor, and answers would differ from export.
+            "INFERENCE_PRECISION_HINT": options.precision,
         }
-        self._compiled = openvino.Core().compile_model(model, "CPU", config)
+        core = openvino.Core()
+        _check_precision(core, options.precision)
+        self._compiled = core.compile_model(model, "CPU", config)
         self.inputs = tuple(port.any_name for port in self._compiled.inputs)
         self.outputs = tuple(port.any_name for port in self._compiled.outputs)
         self._of_thread = threading.local()
@@ -44,6 +50,10 @@ class OpenVinoEngine:
 
 def load(model: Path, options: EngineOptions) -> OpenVinoEngine:
     """See `engine.load_engine`."""
-    if options.device != "cpu":
-        raise ValueError(f"parameter device is {options.device!r}; engine 'openvino' has cpu only")
     return OpenVinoEngine(model, options)
+
+
+def _check_precision(core: openvino.Core, precision: str) -> None:
+    """To OpenVINO it is a hint; a variant that was measured in bfloat16 must be computed so, or not at all."""
+    if precision != "f32" and precision.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ValueError(f"parameter precision is {precision!r}, in which this processor does not compute")

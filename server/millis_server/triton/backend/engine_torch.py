@@ -16,6 +16,9 @@ from torch._inductor.package import load_package
 if TYPE_CHECKING:  # at run time this folder is no package: Triton's stub puts it on the path
     from millis_server.triton.backend.engine import EngineOptions, Feeds
 
+DEVICES = ("cpu",)
+PRECISIONS = ("f32",)
+
 INPUTS, OUTPUTS = "millis.inputs", "millis.outputs"
 """Keys of the file's metadata: names, with commas between them."""
 
@@ -39,8 +42,6 @@ class TorchEngine:
 
 def load(model: Path, options: EngineOptions) -> TorchEngine:
     """See `engine.load_engine`; the compiled program lies beside the graph."""
-    if options.device != "cpu":
-        raise ValueError(f"parameter device is {options.device!r}; engine 'torch' has cpu only")
     package = model.with_suffix(".pt2")
     if not package.is_file():
         raise ValueError(
