@@ -30,13 +30,14 @@ from millis_pipeline.candidates import CandidateMaker
 from millis_pipeline.checkpoint import PACKAGE_PREFIX, Checkpoint, CheckpointError, load, resolve
 from millis_pipeline.data import DataError
 from millis_pipeline.export import ExportError
-from millis_pipeline.finetune import finetune, train_and_dev
+from millis_pipeline.finetune import finetune
 from millis_pipeline.gate import Decision, choose_default, decide
 from millis_pipeline.job import Job, read_evaluation, read_job
 from millis_pipeline.precision import possible_here
 from millis_pipeline.publish import PublishError, publish, staging, write_version
 from millis_pipeline.quantize import needs_reduced_range
 from millis_pipeline.recipe import RecipeError
+from millis_pipeline.recipe_data import train_and_dev
 from millis_pipeline.report import Entry, write_report
 from millis_pipeline.students import Students, check_variants, training_texts
 from millis_pipeline.tokenizer import write_tokenizer

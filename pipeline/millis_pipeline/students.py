@@ -29,9 +29,9 @@ from millis_pipeline.distill import (
 )
 from millis_pipeline.examples import Example, Task, prepare
 from millis_pipeline.exits import ExitModel, check_exits, exit_loss
-from millis_pipeline.finetune import read_examples, train_and_dev
 from millis_pipeline.prune import check_prunable, chosen_shape, measure_importance
 from millis_pipeline.recipe import Recipe
+from millis_pipeline.recipe_data import read_examples, train_and_dev
 from millis_pipeline.teacher import Lesson, Teaching, noisy, teach
 from millis_pipeline.variants import Distill, Exits, Prune, VariantRecipe
 
