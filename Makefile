@@ -44,7 +44,8 @@ serve: models ## build the default models if they are missing, then serve on 127
 
 models: $(RUNS) $(if $(GENERATING),$(GENERATES)) ## build the default models that are missing
 	@missing=""; for model in $(MODELS); do \
-	  ls -d $(REPOSITORY)/$$model-*/ >/dev/null 2>&1 || missing="$$missing pipeline/recipes/$$model/recipe.yaml"; done; \
+	  grep -qs "\"model\": \"$$model\"" $(REPOSITORY)/$$model-*/*/manifest.json \
+	    || missing="$$missing pipeline/recipes/$$model/recipe.yaml"; done; \
 	test -z "$$missing" || exec $(BIN)/millis build $$missing --repository $(REPOSITORY)
 
 test: $(READY) ## run the tests

@@ -68,7 +68,7 @@ def _decoded(source: Iterable[bytes], file: str) -> Iterator[str]:
 def _json_text(line: str, where: str) -> str:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}") from error
     text = value.get("text") if isinstance(value, dict) else None
     if not isinstance(text, str):

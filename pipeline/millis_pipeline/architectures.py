@@ -142,13 +142,27 @@ def depth_of(folder: Path) -> int:
     Raises:
         CheckpointError: the file cannot be read, or is of an architecture that cannot be compressed.
     """
+    config = _config(folder)
+    return int(getattr(config, _architecture(config.model_type).depth))
+
+
+def stated_depth(folder: Path) -> int | None:
+    """Number of layers of a checkpoint of any architecture, from its config.json; None where it does not say.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    depth: int | None = getattr(_config(folder), "num_hidden_layers", None)
+    return depth
+
+
+def _config(folder: Path) -> Any:
     inner = [folder, *folder.glob("0_*")]  # older sentence-transformers keep the encoder in a folder of its own
     home = next((path for path in inner if (path / "config.json").is_file()), folder)
     try:
-        config = AutoConfig.from_pretrained(home)
+        return AutoConfig.from_pretrained(home)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{home / 'config.json'}: {' '.join(str(error).split())[:300]}") from error
-    return int(getattr(config, _architecture(config.model_type).depth))
 
 
 def _architecture(kind: str) -> Architecture:

@@ -13,11 +13,17 @@ from millis_pipeline.checkpoint import Checkpoint
 from millis_pipeline.gate import Measured
 from millis_pipeline.latency import Graph, graph_inputs, measure, single_text_ms
 from millis_pipeline.memory import resident_bytes
-from millis_pipeline.precision import ENGINE_OF
 from millis_pipeline.run import CascadeRunner, Runner, graph_runner, run_all, torch_runner
-from millis_pipeline.verify import FP32_TOLERANCE, EvaluationSet, Judgement, VerificationError, judge
+from millis_pipeline.verify import (
+    FP32_TOLERANCE,
+    EvaluationSet,
+    Judgement,
+    VerificationError,
+    judge,
+    largest_difference,
+)
 from millis_server.manifest import TOKENIZER_FILE, Exit, LatencyProfile
-from millis_server.triton.backend.engine import EngineOptions, load_engine
+from millis_server.triton.backend.engine import DEFAULT_ENGINES, EngineOptions, load_engine
 
 EXPORTED = "the exported graph differs from PyTorch"
 COMPILED = "the compiled program differs from the graph"
@@ -96,7 +102,7 @@ def assess(
 
 def _memory(candidate: Candidate) -> int:
     graphs = {path: graph_inputs(path) for path in candidate.graphs}
-    return resident_bytes(graphs, ENGINE_OF[candidate.precision], candidate.precision)
+    return resident_bytes(graphs, DEFAULT_ENGINES[candidate.precision], candidate.precision)
 
 
 def _own_reading(candidate: Candidate, evaluation: EvaluationSet) -> EvaluationSet:
@@ -137,7 +143,7 @@ def _check_compiled(candidate: Candidate, evaluation: EvaluationSet) -> None:
 def _compare(candidate: Candidate, evaluation: EvaluationSet, ours: Runner, theirs: Runner, what: str) -> None:
     some = evaluation.rows.first(CHECKED_TEXTS)
     outputs = [run_all(run, some, candidate.checkpoint.inputs, f"{candidate.name} check") for run in (ours, theirs)]
-    _check_difference(candidate, max(float(abs(a - b).max()) for a, b in zip(*outputs, strict=True)), what)
+    _check_difference(candidate, largest_difference(list(zip(*outputs, strict=True))), what)
 
 
 def _check_difference(candidate: Candidate, difference: float, what: str) -> None:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import get_args
 
@@ -31,15 +30,17 @@ from millis_pipeline.checkpoint import PACKAGE_PREFIX, Checkpoint, CheckpointErr
 from millis_pipeline.data import DataError
 from millis_pipeline.export import ExportError
 from millis_pipeline.finetune import finetune
-from millis_pipeline.gate import Decision, choose_default, decide
+from millis_pipeline.gate import Decision, decide, decide_unmeasured
 from millis_pipeline.job import Job, read_evaluation, read_job
+from millis_pipeline.libraries import versions_of
+from millis_pipeline.memory import MeasurementError
 from millis_pipeline.precision import possible_here
-from millis_pipeline.publish import PublishError, publish, staging, write_version
+from millis_pipeline.publish import PublishError, check_folder, publish, staging, write_version
 from millis_pipeline.quantize import needs_reduced_range
 from millis_pipeline.recipe import RecipeError
 from millis_pipeline.recipe_data import train_and_dev
 from millis_pipeline.report import Entry, write_report
-from millis_pipeline.students import Students, check_variants, training_texts
+from millis_pipeline.students import Students, check_texts, check_variants, training_texts
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.verify import (
     FP32_TOLERANCE,
@@ -52,10 +53,10 @@ from millis_pipeline.verify import (
 from millis_server.manifest import TOKENIZER_FILE, EngineName, Manifest, Provenance, TaskName
 from millis_server.manifest_files import sha256
 
-ERRORS = (CheckpointError, DataError, ExportError, PublishError, RecipeError, VerificationError)
+ERRORS = (CheckpointError, DataError, ExportError, MeasurementError, PublishError, RecipeError, VerificationError)
 """What a user can mend; anything else is a bug and shows its traceback."""
 
-LIBRARIES = ("torch", "transformers", "sentence-transformers", "onnx", "onnxruntime", "tokenizers")
+LIBRARIES = ("torch", "transformers", "sentence-transformers", "onnx", "onnxruntime", "openvino", "tokenizers")
 SELF_CHECKS = 3
 """Inputs that a version must answer as it did here before it takes traffic."""
 
@@ -80,7 +81,11 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        for job in [read_job(source, arguments) for source in arguments.sources]:
+        jobs = [read_job(source, arguments) for source in arguments.sources]
+        for option, folder in (("--reports", arguments.reports), ("--keep", arguments.keep)):
+            if folder is not None:
+                check_folder(folder, option)
+        for job in jobs:
             if isinstance(job, Job):
                 build(job, arguments.repository, arguments.reports, arguments.keep)
             else:
@@ -115,11 +120,13 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None) -
     began = time.monotonic()
     variants, left_out = possible_here(job.variants)
     job = replace(job, variants=variants)
-    examples = read_evaluation(job)
+    examples, measured_on = read_evaluation(job)
+    if job.recipe is not None:
+        check_texts(job.recipe)
     with staging(repository) as stage, tempfile.TemporaryDirectory(prefix="millis-") as scratch:
         teacher = _teacher(job, Path(scratch), keep)
         tokenizer = write_tokenizer(teacher.tokenizer, Path(scratch) / TOKENIZER_FILE)
-        evaluation = evaluation_set(teacher, tokenizer, examples, job.dataset)
+        evaluation = evaluation_set(teacher, tokenizer, examples, measured_on)
         texts = training_texts(job.recipe, teacher) if job.recipe is not None else []
         students = None
         if job.recipe is not None:
@@ -177,10 +184,10 @@ def _held_out(job: Job, teacher: Checkpoint, tokenizer: Tokenizer) -> Evaluation
 
 
 def _decide(job: Job, assessed: Sequence[Assessed], reference: Judgement) -> Decision:
-    """The gate. Without data to measure quality on there is none: then everything is published, and nothing claimed."""
+    """The gate. Without data to measure quality on all that is fit is published, and nothing claimed."""
     measured = [one.for_gate(reference) for one in assessed]
     if reference.quality is None:
-        return Decision({}, *choose_default(measured, job.max_quality_loss))
+        return decide_unmeasured(measured, job.max_quality_loss)
     return decide(measured, job.max_quality_loss)
 
 
@@ -230,7 +237,7 @@ def _provenance(job: Job, checkpoint: Checkpoint, steps: tuple[str, ...]) -> Pro
         recipe=job.recipe.digest if job.recipe is not None else "",
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         steps=steps,
-        versions={name: installed(name) for name in LIBRARIES},
+        versions=versions_of(LIBRARIES),
         license=(job.recipe.license if job.recipe is not None else "") or checkpoint.license,
     )
 

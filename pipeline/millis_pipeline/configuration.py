@@ -12,8 +12,9 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 from millis_pipeline.publish import CONFIG_FILE
+from millis_server.manifest import Precision
 from millis_server.settings import Settings
-from millis_server.triton.backend.engine import ENGINES
+from millis_server.triton.backend.engine import DEFAULT_ENGINES, ENGINES
 
 DEFAULT_LANES: int = Settings.model_fields["lanes"].default
 LARGEST_REQUEST: int = Settings.model_fields["max_batch"].default
@@ -97,8 +98,13 @@ def read_config(variant: Path) -> triton.ModelConfig:
         raise ConfigurationError(f"{path}: {error}") from error
 
 
-def configuration_of(variant: str, config: triton.ModelConfig) -> Configuration:
+def configuration_of(variant: str, config: triton.ModelConfig, precision: Precision = "f32") -> Configuration:
     """How a config runs its variant, where it says nothing by the backend's and the gateway's defaults.
+
+    Args:
+        variant: its name.
+        config: of the variant.
+        precision: of its versions, which decides about the default engine.
 
     Raises:
         ConfigurationError: a parameter is no number.
@@ -111,9 +117,10 @@ def configuration_of(variant: str, config: triton.ModelConfig) -> Configuration:
         return int(text)
 
     batching = config.dynamic_batching
+    engine = config.parameters["engine"].string_value if "engine" in config.parameters else DEFAULT_ENGINES[precision]
     return Configuration(
         variant=variant,
-        engine=config.parameters["engine"].string_value if "engine" in config.parameters else ENGINES[0],
+        engine=engine,
         threads=number("intra_op_threads", 1),
         workers=number("workers", 1),
         max_batch=config.max_batch_size,

@@ -66,6 +66,17 @@ def decide(candidates: Sequence[Measured], max_loss: float) -> Decision:
     return Decision(refused, *choose_default(accepted, max_loss))
 
 
+def decide_unmeasured(candidates: Sequence[Measured], max_loss: float) -> Decision:
+    """Decides without data to measure quality on: everything is published but what was found unfit before.
+
+    Args:
+        candidates: all of them, one of them the reference.
+        max_loss: largest loss of agreement that the default variant may have, absolute.
+    """
+    refused = {one.name: one.unfit for one in candidates if one.unfit and not one.reference}
+    return Decision(refused, *choose_default([one for one in candidates if one.name not in refused], max_loss))
+
+
 def _reason(one: Measured, better: Sequence[Measured], max_loss: float) -> str:
     if one.unfit:
         return one.unfit

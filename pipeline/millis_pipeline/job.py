@@ -13,6 +13,7 @@ from millis_pipeline.data import DataError, TextExamples, TokenExamples, read_te
 from millis_pipeline.decoders.recipe import DEFAULT_VARIANTS as OPENVINO_VARIANTS
 from millis_pipeline.decoders.recipe import PYTORCH_VARIANTS, DecoderRecipe
 from millis_pipeline.recipe import Recipe, RecipeError, load_recipe
+from millis_pipeline.recipe_data import train_and_dev
 from millis_pipeline.variants import DEFAULT_VARIANTS, VariantRecipe
 from millis_server.manifest import EngineName, TaskName
 
@@ -26,7 +27,7 @@ class Job:
         source: checkpoint as the user named it.
         task: None takes the one that the checkpoint implies.
         recipe: None builds the checkpoint as it is.
-        evaluation: file of labelled data; None takes the built-in texts.
+        evaluation: file of labelled data; None takes the dev data of a recipe that trains, or the built-in texts.
         dataset: its name.
         trains: whether the checkpoint is fine-tuned first.
         text_column, label_column, label_separator: where texts and labels stand in it.
@@ -118,18 +119,25 @@ def _plain_decoder(source: str, name: str, evaluation: Path | None, engine: Engi
         raise RecipeError(f"{source}: {message.replace('test:', '--eval-data:')}") from error
 
 
-def read_evaluation(job: Job) -> TextExamples | TokenExamples | None:
-    """The labelled data that a job is measured on; None where it names none.
+def read_evaluation(job: Job) -> tuple[TextExamples | TokenExamples | None, str]:
+    """The labelled data that a job is measured on, and its name; None where it has none.
+
+    A recipe that trains and names no test data is measured on its dev data, which no weight was fitted to. Quality is
+    then a little too good: fine-tuning has stopped where that data was answered best, and exits are calibrated on it.
+    Where a teacher is given, it is unseen only if the recipe names a `dev` file, or the teacher was trained by the same
+    recipe with the same `seed` and `dev_fraction`.
 
     Raises:
         DataError: the file cannot be used.
     """
     if job.evaluation is None:
-        return None
+        if job.recipe is None or job.recipe.train is None:
+            return None, ""
+        return train_and_dev(job.recipe)[1], f"{job.dataset}, dev"
     task = job.task or infer_task(job.source, resolve(job.source))
     if task == "cross-encoder":
         raise DataError(f"{job.evaluation}: evaluation data for cross-encoders is not supported")
     if task == "token-classification":
-        return read_token_examples(job.evaluation)
+        return read_token_examples(job.evaluation), job.dataset
     label = job.label_column if task == "text-classification" else None
-    return read_text_examples(job.evaluation, job.text_column, label, job.label_separator)
+    return read_text_examples(job.evaluation, job.text_column, label, job.label_separator), job.dataset

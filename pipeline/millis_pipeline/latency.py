@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -14,10 +13,10 @@ import numpy as np
 import onnx
 from tqdm import tqdm
 
+from millis_pipeline.libraries import version_of
 from millis_pipeline.machine import machine
-from millis_pipeline.precision import ENGINE_OF
 from millis_server.manifest import LatencyPoint, LatencyProfile, Precision
-from millis_server.triton.backend.engine import Engine, EngineOptions, load_engine
+from millis_server.triton.backend.engine import DEFAULT_ENGINES, Engine, EngineOptions, load_engine
 from millis_server.triton.backend.microbatch import HIDDEN, MASK
 
 POINTS = ((1, 8), (1, 16), (1, 32), (1, 64), (1, 128), (8, 16), (8, 64))
@@ -88,12 +87,12 @@ def measure(graphs: Mapping[str, Sequence[Graph]], max_tokens: int) -> dict[str,
 
 
 def _load(graph: Graph) -> Engine:
-    return load_engine(ENGINE_OF[graph.precision], graph.path, EngineOptions(precision=graph.precision))
+    return load_engine(DEFAULT_ENGINES[graph.precision], graph.path, EngineOptions(precision=graph.precision))
 
 
 def _engine(precision: Precision) -> str:
-    name = ENGINE_OF[precision]
-    return f"{name} {version(name)}"
+    name = DEFAULT_ENGINES[precision]
+    return f"{name} {version_of(name)}"
 
 
 def stage_ms(path: Path, tokens: int = TYPICAL_TOKENS) -> float:

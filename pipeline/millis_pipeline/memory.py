@@ -25,6 +25,10 @@ TOKENS = 64
 TIMEOUT = 300
 
 
+class MeasurementError(RuntimeError):
+    """A graph that does not load or run in a process of its own; the message is one line."""
+
+
 def resident_bytes(graphs: Mapping[Path, Mapping[str, int]], engine: str, precision: str) -> int:
     """Resident memory that the loaded graphs of a variant add to a process, after one text of 64 tokens.
 
@@ -38,9 +42,22 @@ def resident_bytes(graphs: Mapping[Path, Mapping[str, int]], engine: str, precis
 
 
 def printed_bytes(module: str, arguments: Sequence[str]) -> int:
-    """What a module that measures memory prints when it is run in a process of its own."""
+    """What a module that measures memory prints when it is run in a process of its own.
+
+    Raises:
+        MeasurementError: it failed, or took longer than `TIMEOUT` seconds.
+    """
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired as error:
+        raise MeasurementError(f"measuring memory: {module} {arguments[0]} took more than {TIMEOUT} s") from error
+    if done.returncode != 0:
+        # Of a traceback the last line says what happened; who was killed says nothing.
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1].strip()
+        raise MeasurementError(
+            f"measuring memory: {module} {arguments[0]} ended with code {done.returncode}: {last[:300]}"
+        )
     return int(done.stdout)
 
 
@@ -54,7 +71,9 @@ def resident() -> int:
 
 def _main(name: str, precision: str, described: str) -> None:
     # The library is every model's, and not counted with the graphs.
-    importlib.import_module(name)
+    library = importlib.import_module(name)
+    if name == "openvino":
+        library.Core().get_property("CPU", "FULL_DEVICE_NAME")  # loads the CPU plugin, which is the library's too
     loaded: list[Engine] = []
     before = resident()
     for path, inputs in json.loads(described):

@@ -7,10 +7,7 @@ from importlib.util import find_spec
 
 from millis_pipeline.checkpoint import CheckpointError
 from millis_pipeline.variants import VariantRecipe
-from millis_server.manifest import Precision
-
-ENGINE_OF: dict[Precision, str] = {"f32": "onnxruntime", "bf16": "openvino"}
-"""Engine that a variant of each precision is measured with and published for; `millis tune` may find a better one."""
+from millis_server.triton.backend.engine import DEFAULT_ENGINES
 
 
 def has_bfloat16() -> bool:
@@ -32,7 +29,7 @@ def possible_here(variants: Sequence[VariantRecipe]) -> tuple[tuple[VariantRecip
     asking = [variant for variant in variants if variant.precision is not None]
     if not asking:
         return tuple(variants), ()
-    if find_spec(ENGINE_OF["bf16"]) is None:
+    if find_spec(DEFAULT_ENGINES["bf16"]) is None:
         raise CheckpointError(
             f"variants: {asking[0].name}: precision bf16 needs OpenVINO, which is not installed: "
             "pip install 'millis[openvino]'"

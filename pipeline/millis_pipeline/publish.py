@@ -1,28 +1,33 @@
 """Publishes variants of a model into a Triton model repository: all of them, whole, or none.
 
 Everything is written into a folder whose name begins with a dot, which gateway and Triton ignore, brought to the
-disk, and moved into place by renames. A process that ends half-way leaves the repository as it was.
+disk, and moved into place by renames. A process that ends half-way leaves the repository as it was; the folder of one
+that was killed is removed by the next.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 from millis_pipeline.generation_config import generation_config
-from millis_pipeline.precision import ENGINE_OF
 from millis_server.manifest import Manifest
 from millis_server.manifest_files import MANIFEST_FILE, ManifestError, read_manifest
 
 CONFIG_FILE = "config.pbtxt"
 STAGING_PREFIX = ".staging-"
+OWNED = ".owned"
+"""File in a staging folder that its process keeps locked. The system lets go of the lock whatever ends the process,
+and, unlike a process id, it means the same to every container that the repository is shared with."""
+
 RETIRED = ".retired"
 """Folder, inside the repository, of variants that a newer build of their model does not have."""
 
@@ -32,27 +37,63 @@ WORKERS = 2
 
 
 class PublishError(RuntimeError):
-    """The repository cannot be written; the message is one line and names the folder."""
+    """The repository, or another folder, cannot be written; the message is one line and names it."""
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Makes a folder that something will be written into, and tries that, before minutes are spent.
+
+    Raises:
+        PublishError: it cannot be made or written; the message names the option.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PublishError(f"{option} {folder}: {error.strerror}") from error
 
 
 @contextmanager
 def staging(repository: Path) -> Iterator[Path]:
     """A folder inside the repository to prepare versions in; it is removed at the end, however that comes.
 
-    It is inside so that renames do not cross file systems.
+    It is inside so that renames do not cross file systems. Those that killed processes left are removed as well.
 
     Raises:
         PublishError: the repository cannot be written.
     """
     try:
         repository.mkdir(parents=True, exist_ok=True)
+        _sweep(repository)
         folder = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=repository))
     except OSError as error:
         raise PublishError(f"model repository {repository}: {error.strerror}") from error
     try:
-        yield folder
+        with _owned(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """Marks a staging folder as that of a living process."""
+    aside = folder / f"{OWNED}-new"
+    with aside.open("wb") as file:
+        # Locked before it has its name, so that nobody finds it unlocked. Without locks it is never swept.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            aside.rename(folder / OWNED)
+        yield
+
+
+def _sweep(repository: Path) -> None:
+    """Removes the staging folders whose process is gone."""
+    for mark in repository.glob(f"{STAGING_PREFIX}*/{OWNED}"):
+        with suppress(OSError), mark.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 def write_version(folder: Path, manifest: Manifest) -> None:
@@ -75,28 +116,39 @@ def publish(repository: Path, staged: Sequence[tuple[Path, Manifest]]) -> tuple[
         For each variant folder the version it was given, and the folders that were moved out.
 
     Raises:
-        PublishError: the repository cannot be written; what was moved is moved back.
+        PublishError: the repository cannot be written; what was moved is moved back, as it is when this is interrupted.
     """
     for folder, _ in staged:
         _sync_tree(folder)
     moves = [_prepare(repository, folder, manifest) for folder, manifest in staged]
     old = _retirements(repository, {manifest.model for _, manifest in staged}, {m.triton_model for _, m in staged})
-    done: list[tuple[Path, Path]] = []
-    try:
-        for source, target in (*moves, *old):
-            source.rename(target)
-            done.append((source, target))
-    except OSError as error:
-        for source, target in reversed(done):
-            target.rename(source)
-        raise PublishError(f"model repository {repository}: {error.strerror}") from error
-    for parent in {target.parent for _, target in done} | {repository}:
-        _sync_folder(parent)
+    configs = [move for folder, manifest in staged for move in _renewed_config(repository, folder, manifest)]
+    # What was retired before under the same names goes into staging, which is removed at the end.
+    older = [(target, staged[0][0].parent / f"{target.name}-retired") for _, target in old if target.exists()]
+    _rename_all(repository, [*configs, *moves, *older, *old])
     versions = {
         manifest.triton_model: target.name if target.name.isdecimal() else "1"
         for (_, target), (_, manifest) in zip(moves, staged, strict=True)
     }
     return versions, [source.name for source, _ in old]
+
+
+def _rename_all(repository: Path, moves: Sequence[tuple[Path, Path]]) -> None:
+    """Renames all of them or none, also when it is interrupted."""
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            done.append((source, target))  # first, so that an interruption between the two undoes the rename as well
+            source.rename(target)
+        for parent in {target.parent for _, target in moves} | {repository}:
+            _sync_folder(parent)
+    except BaseException as error:
+        for source, target in reversed(done):
+            if target.exists() and not source.exists():
+                target.rename(source)
+        if isinstance(error, OSError):
+            raise PublishError(f"model repository {repository}: {error.strerror}") from error
+        raise
 
 
 def _prepare(repository: Path, folder: Path, manifest: Manifest) -> tuple[Path, Path]:
@@ -112,6 +164,27 @@ def _prepare(repository: Path, folder: Path, manifest: Manifest) -> tuple[Path, 
     return folder, variant / str(max(versions, default=0) + 1)
 
 
+def _renewed_config(repository: Path, folder: Path, manifest: Manifest) -> list[tuple[Path, Path]]:
+    """The renames that replace the config of a variant whose new version has other tensors, for example the output
+    `layers` of early exits. All else in it stays: it may have been tuned."""
+    path = repository / manifest.triton_model / CONFIG_FILE
+    if not path.is_file():
+        return []
+    try:
+        config = text_format.Parse(path.read_text("utf-8"), triton.ModelConfig())
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise PublishError(f"{path}: {error}") from error
+    wanted = text_format.Parse(triton_config(manifest), triton.ModelConfig())
+    if (list(config.input), list(config.output)) == (list(wanted.input), list(wanted.output)):
+        return []
+    for ours, theirs in ((config.input, wanted.input), (config.output, wanted.output)):
+        del ours[:]
+        ours.extend(theirs)
+    new, before = (folder.parent / f"{manifest.triton_model}-{name}" for name in ("config", "config-before"))
+    new.write_text(text_format.MessageToString(config), "utf-8")
+    return [(path, before), (new, path)]
+
+
 def _retirements(repository: Path, models: set[str], kept: set[str]) -> list[tuple[Path, Path]]:
     """The renames that take variants of these models out of the repository, all but those kept."""
     moves = []
@@ -120,7 +193,6 @@ def _retirements(repository: Path, models: set[str], kept: set[str]) -> list[tup
             continue
         target = repository / RETIRED / folder.name
         target.parent.mkdir(exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
         moves.append((folder, target))
     return moves
 
@@ -162,9 +234,6 @@ def triton_config(manifest: Manifest) -> str:
     config.instance_group.add(kind=triton.ModelInstanceGroup.KIND_CPU, count=1)
     config.parameters["intra_op_threads"].string_value = "1"
     config.parameters["workers"].string_value = str(WORKERS)
-    if manifest.precision != "f32":
-        config.parameters["engine"].string_value = ENGINE_OF[manifest.precision]
-        config.parameters["precision"].string_value = manifest.precision
     return text_format.MessageToString(config)
 
 

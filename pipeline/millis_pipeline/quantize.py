@@ -39,6 +39,9 @@ GEMM_PRODUCT = "_MatMul"
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where PyTorch's exporter writes down which module a node is from."""
 
+BLOCK = re.compile(r"head|layer ([1-9]\d*) (?:attention|feed-forward)")
+"""A block that a model can have, see `blocks`."""
+
 LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)(\.att)?")
 
 
@@ -93,6 +96,26 @@ def _kept(source: Path, spec: Quantize, texts: Sequence[Feeds], reduce_range: bo
         if name not in known:
             raise CheckpointError(f"quantize.keep_fp32: the model has no block {name!r}; it has {', '.join(known)}")
     return spec.keep_fp32
+
+
+def check_blocks(names: Sequence[str], depth: int, variant: str) -> None:
+    """Checks the names of blocks before there is a graph to look for them in.
+
+    Args:
+        names: as a recipe gives them.
+        depth: layers of the model.
+        variant: its name.
+
+    Raises:
+        CheckpointError: a name is none that a model of that depth can have.
+    """
+    for name in names:
+        found = BLOCK.fullmatch(name)
+        if found is None or (found[1] is not None and not 1 <= int(found[1]) <= depth):
+            raise CheckpointError(
+                f"{variant}: quantize.keep_fp32: the model has no block {name!r}; it has head, and attention and "
+                f"feed-forward of layers 1 to {depth}, for example 'layer 1 attention'"
+            )
 
 
 def blocks(source: Path) -> dict[str, list[str]]:

@@ -33,7 +33,7 @@ class Recipe(BaseModel):
     dev: Path | None = None
     """Data for early stopping; without it `dev_fraction` of the training data is set aside."""
     test: Path | None = None
-    """Data that quality is measured on."""
+    """Data that quality is measured on; a recipe that trains and has none takes its dev data."""
     teacher: str | None = Field(default=None, min_length=1)
     """A checkpoint that is fine-tuned already: it is taken as it is, and `train` teaches only its students."""
     unlabelled: Path | None = None

@@ -3,7 +3,7 @@ large, where it comes from, and why some were not published."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -159,11 +159,13 @@ def _variant_table(entries: Sequence[Entry], reference: Judgement) -> list[str]:
 
 def gate_lines(entries: Sequence[Entry], max_loss: float) -> list[str]:
     """What the gate demanded, and what it refused."""
-    if entries[0].manifest.quality is None:
-        return ["There was no data to measure quality on, so nothing was refused.", ""]
     refused = [f"- {entry.manifest.variant}: {entry.refused}." for entry in entries if entry.refused]
+    listed = ["Not published:", "", *refused, ""] if refused else []
+    if entries[0].manifest.quality is None:
+        said = "There was no data to measure quality on, so nothing was refused"
+        return [f"{said} for it." if refused else f"{said}.", "", *listed]
     said = f"The gate: a loss of at most {max_loss:g}, and faster than every variant that is at least as good."
-    return [said, "", *(["Not published:", "", *refused] if refused else ["All variants passed."]), ""]
+    return [said, "", *(listed or ["All variants passed.", ""])]
 
 
 def step_lines(entries: Sequence[Entry]) -> list[str]:
@@ -196,8 +198,10 @@ def _latency_section(entries: Sequence[Entry]) -> list[str]:
     profile = entries[0].manifest.latency
     if profile is None:
         return []
-    names = [entry.manifest.variant for entry in entries]
-    where = f"{profile.engine}, {profile.threads} thread, {profile.machine}"
+    engines = {entry.manifest.latency.engine for entry in entries if entry.manifest.latency}
+    where = f"{profile.threads} thread, {profile.machine}"
+    if len(engines) == 1:
+        where = f"{profile.engine}, {where}"
     exits = (
         " With early exits p50 is the mean over the evaluation data, each graph counted as often as it is reached, and "
         "p99 is that of a text that goes all the way."
@@ -208,14 +212,21 @@ def _latency_section(entries: Sequence[Entry]) -> list[str]:
         f"{where}; p50 (p99) in milliseconds; variants measured in turn, in rounds."
         + (exits if any(entry.manifest.exits for entry in entries) else ""),
         "",
-        f"| batch | tokens | {' | '.join(names)} |",
-        f"|---|---|{'---|' * len(names)}",
+        f"| batch | tokens | {' | '.join(_measured_with(entry.manifest, engines) for entry in entries)} |",
+        f"|---|---|{'---|' * len(entries)}",
     ]
     for index, point in enumerate(profile.points):
         measured = [v.manifest.latency.points[index] for v in entries if v.manifest.latency]
         cells = [f"{same.p50_ms:.2f} ({same.p99_ms:.2f})" for same in measured]
         rows.append(f"| {point.batch} | {point.tokens} | {' | '.join(cells)} |")
     return [*rows, ""]
+
+
+def _measured_with(manifest: Manifest, engines: Collection[str]) -> str:
+    """Name of a variant, with the engine that it was measured with where others had another one."""
+    if len(engines) == 1 or manifest.latency is None:
+        return manifest.variant
+    return f"{manifest.variant} ({manifest.latency.engine})"
 
 
 def _labels(entries: Sequence[Entry], reference: Judgement) -> list[str]:

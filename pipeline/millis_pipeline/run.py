@@ -14,10 +14,9 @@ from tokenizers import Encoding, Tokenizer
 from tqdm import tqdm
 
 from millis_pipeline.checkpoint import Checkpoint
-from millis_pipeline.precision import ENGINE_OF
 from millis_server.manifest import Precision
 from millis_server.triton.backend.cascade import Stage
-from millis_server.triton.backend.engine import EngineOptions, load_engine
+from millis_server.triton.backend.engine import DEFAULT_ENGINES, EngineOptions, load_engine
 from millis_server.triton.backend.microbatch import run_unpadded
 
 Feeds = dict[str, NDArray[np.int64]]
@@ -87,7 +86,7 @@ def graph_runner(path: Path, threads: int = 0, precision: Precision = "f32") -> 
         threads: of the engine; 0 is one for each core.
         precision: in which it computes.
     """
-    engine = load_engine(ENGINE_OF[precision], path, EngineOptions(threads=threads, precision=precision))
+    engine = load_engine(DEFAULT_ENGINES[precision], path, EngineOptions(threads=threads, precision=precision))
 
     def run(feeds: Feeds) -> NDArray[np.float32]:
         return engine.run(feeds)[0]

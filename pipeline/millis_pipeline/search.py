@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +31,8 @@ ENOUGH_FAILURES = 2
 threads it answers wrongly with any."""
 
 MAX_REPEATS = 20
-"""Proposals in a row that were all tried before, after which the search has nothing left to try."""
+"""Proposals in a row that were all tried before, after which one that was not is drawn at random: the sampler goes back
+to what is good while most of the space is untried."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class Search:
         before = _count(storage, name)
         # Another seed for each run: the same one would propose what the run before has tried.
         sampler = optuna.samplers.TPESampler(seed=before)
+        self._random = random.Random(before)
         self._study = optuna.create_study(
             study_name=name, storage=storage, sampler=sampler, load_if_exists=True, direction="minimize"
         )
@@ -134,23 +138,50 @@ class Search:
 
     def propose(self) -> Configuration | None:
         """The next configuration to measure, or None when there is nothing left to try."""
-        for _ in range(MAX_REPEATS):
-            trial = self._study.ask()
-            values: dict[str, Any] = {
-                name: trial.suggest_categorical(name, list(choices)) for name, choices in self._space.items()
-            }
-            configuration = simplest(Configuration(**values))
-            known = self._known.get(configuration)
-            if configuration == self._baseline:
-                self._study.tell(trial, state=TrialState.FAIL)
-            elif known is not None:
-                self._study.tell(trial, self._cost(known.measured))
-            elif self._cannot_run(configuration):
-                self._study.tell(trial, FAILED_COST)
-            else:
-                self._open = trial
-                return configuration
+        while True:
+            for _ in range(MAX_REPEATS):
+                if (configuration := self._ask()) is not None:
+                    return configuration
+            untried = self._untried()
+            if not untried:
+                return None
+            self._study.enqueue_trial(self._random.choice(untried))
+
+    def _ask(self) -> Configuration | None:
+        """What the study proposes; None, and the study is told, when it is known what would come of it."""
+        trial = self._study.ask()
+        values: dict[str, Any] = {
+            name: trial.suggest_categorical(name, list(choices)) for name, choices in self._space.items()
+        }
+        configuration = simplest(Configuration(**values))
+        known = self._known.get(configuration)
+        if configuration == self._baseline:
+            self._study.tell(trial, state=TrialState.FAIL)
+        elif known is not None:
+            self._study.tell(trial, self._cost(known.measured))
+        elif self._fails(configuration.variant, configuration.engine):
+            self._study.tell(trial, FAILED_COST)
+        else:
+            self._open = trial
+            return configuration
         return None
+
+    def _untried(self) -> list[dict[str, Any]]:
+        """The values of all configurations of which it is not known what would come of them."""
+        hopeless = {
+            (variant, engine)
+            for variant, engine in product(self._space["variant"], self._space["engine"])
+            if self._fails(variant, engine)
+        }
+        found = []
+        for values in product(*self._space.values()):
+            named: dict[str, Any] = dict(zip(self._space, values, strict=True))
+            configuration = simplest(Configuration(**named))
+            if (configuration.variant, configuration.engine) in hopeless or configuration == self._baseline:
+                continue
+            if configuration not in self._known:
+                found.append(named)
+        return found
 
     def tell(self, configuration: Configuration, measured: Measured | None, failure: str = "") -> Trial:
         """Keeps what came of the configuration proposed last."""
@@ -167,13 +198,12 @@ class Search:
     def _cost(self, measured: Measured | None) -> float:
         return FAILED_COST if measured is None else self._target.cost(measured)
 
-    def _cannot_run(self, configuration: Configuration) -> bool:
+    def _fails(self, variant: str | int, engine: str | int) -> bool:
         """Whether an engine has failed a variant as often as is enough, and never ran it."""
         alike = [
             trial.measured
             for trial in self._known.values()
-            if (trial.configuration.variant, trial.configuration.engine)
-            == (configuration.variant, configuration.engine)
+            if (trial.configuration.variant, trial.configuration.engine) == (variant, engine)
         ]
         return len(alike) >= ENOUGH_FAILURES and not any(alike)
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from millis_pipeline.aot import check_compiler
-from millis_pipeline.architectures import Encoder, Shape, depth_of, shaped
-from millis_pipeline.checkpoint import Checkpoint, CheckpointError
+from millis_pipeline.architectures import Encoder, Shape, depth_of, shaped, stated_depth
+from millis_pipeline.checkpoint import Checkpoint, CheckpointError, load_tokenizer
 from millis_pipeline.data import check_known, read_texts
 from millis_pipeline.distill import (
     check_depth,
@@ -30,40 +30,67 @@ from millis_pipeline.distill import (
 from millis_pipeline.examples import Example, Task, prepare
 from millis_pipeline.exits import ExitModel, check_exits, exit_loss
 from millis_pipeline.prune import check_prunable, chosen_shape, measure_importance
+from millis_pipeline.quantize import check_blocks
 from millis_pipeline.recipe import Recipe
 from millis_pipeline.recipe_data import read_examples, train_and_dev
 from millis_pipeline.teacher import Lesson, Teaching, noisy, teach
 from millis_pipeline.variants import Distill, Exits, Prune, VariantRecipe
+from millis_pipeline.vocabulary import check_trimmable
 
 TRAINING_VERSION = 1
 """Goes up when the same recipe would train another student: those that were kept before are then not used."""
 
 
 def check_variants(variants: Sequence[VariantRecipe], folder: Path) -> None:
-    """Checks that a checkpoint can be made as small as each variant asks, before anything is trained.
+    """Checks that of a checkpoint can be made what each variant asks, before anything is trained.
 
     Args:
         variants: to make.
         folder: of the checkpoint.
 
     Raises:
-        CheckpointError: its architecture is not supported, or it has too few layers.
+        CheckpointError: its architecture is not supported, it has too few layers, its tokenizer cannot be trimmed, or
+            a block that is to stay in fp32 is none of the model's.
         ExportError: a variant is to be compiled, and there is no compiler.
     """
     if any(variant.compile is not None for variant in variants):
         check_compiler()
     reshaped = [variant for variant in variants if variant.trained or variant.trim is not None]
-    if not reshaped:
-        return
-    depth = depth_of(folder)
-    for variant in reshaped:
+    if reshaped:
+        _check_shapes(reshaped, depth_of(folder))
+    for variant in variants:
+        if variant.trim is not None:
+            check_trimmable(load_tokenizer(str(folder), folder), variant.name)
+        if variant.quantize is not None and not isinstance(variant.quantize.keep_fp32, int):
+            depth = stated_depth(folder)
+            if depth is not None:  # else the graph will tell
+                check_blocks(variant.quantize.keep_fp32, _depth_left(variant, depth), variant.name)
+
+
+def _check_shapes(variants: Sequence[VariantRecipe], depth: int) -> None:
+    for variant in variants:
         if variant.distill is not None:
             check_depth(taken_layers(variant.distill, depth), depth, variant.name)
         if variant.prune is not None:
             check_prunable(variant.prune, depth, variant.name)
         if variant.exits is not None:
-            left = variant.distill.layers if variant.distill is not None else depth
-            check_exits(variant.exits.after, left - (variant.prune.layers if variant.prune else 0), variant.name)
+            check_exits(variant.exits.after, _depth_left(variant, depth), variant.name)
+
+
+def _depth_left(variant: VariantRecipe, depth: int) -> int:
+    """Layers that a variant has of a model with so many."""
+    left = variant.distill.layers if variant.distill is not None else depth
+    return left - (variant.prune.layers if variant.prune is not None else 0)
+
+
+def check_texts(recipe: Recipe) -> None:
+    """Reads the texts that only students learn from, before anything is trained.
+
+    Raises:
+        DataError: the file cannot be used.
+    """
+    if recipe.unlabelled is not None:
+        read_texts(recipe.unlabelled, recipe.text_column)
 
 
 def training_texts(recipe: Recipe, checkpoint: Checkpoint) -> list[Example]:
@@ -78,9 +105,9 @@ def training_texts(recipe: Recipe, checkpoint: Checkpoint) -> list[Example]:
     if recipe.train is not None:
         if recipe.label_separator is not None and not checkpoint.multi_label:
             raise CheckpointError(f"{checkpoint.source}: it gives a text 1 label; label_separator says several")
-        # Exits are calibrated on the dev data, which then nobody may have learned from.
-        exits = any(variant.exits is not None for variant in recipe.variants)
-        labelled = train_and_dev(recipe)[0] if exits else read_examples(recipe, recipe.train)
+        # Exits are calibrated, and what has no test data is measured, on dev data that nobody may have learned from.
+        held_out = recipe.test is None or any(variant.exits is not None for variant in recipe.variants)
+        labelled = train_and_dev(recipe)[0] if held_out else read_examples(recipe, recipe.train)
         check_known(labelled, checkpoint.labels, recipe.train, "one of the teacher's")
         task = Task(
             labels=checkpoint.labels,

@@ -15,10 +15,10 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from importlib.metadata import version as installed
 from pathlib import Path
 
 import uvloop
+from google.protobuf import text_format
 from tqdm import tqdm
 
 from millis_pipeline.configuration import (
@@ -30,6 +30,7 @@ from millis_pipeline.configuration import (
     write_config,
 )
 from millis_pipeline.data import DataError
+from millis_pipeline.libraries import version_of
 from millis_pipeline.machine import machine
 from millis_pipeline.search import Findings, Search, Target, Trial, finalists, gain
 from millis_pipeline.stand import CannotRun, Measured, Stand, lone_caller, open_stand, saturated
@@ -213,14 +214,21 @@ def _conclude(plan: Plan, findings: Findings, repository: Path, apply: bool) -> 
 
 
 def _study_name(plan: Plan) -> str:
-    """The same for runs whose trials may be compared: same weights, texts, target, machine and engines."""
+    """The same for runs whose trials may be compared: same weights, texts, configs, target, machine and engines."""
+    space = search_space(list(plan.subjects))
+    # What a search varies is the same in all of them, so that what it wrote itself makes no other study.
+    plain = Configuration(**{name: values[0] for name, values in space.items()})  # type: ignore[arg-type]
     circumstances = {
+        "configs": {
+            name: text_format.MessageToString(configured(subject.config, plain))
+            for name, subject in plan.subjects.items()
+        },
         "files": {name: subject.manifest.files for name, subject in plan.subjects.items()},
         "rows": {name: [row.ids for row in subject.rows] for name, subject in plan.subjects.items()},
         "target": [plan.target.objective, plan.target.latency_ms],
         "load": [plan.callers, plan.phase],
         "machine": machine(),
-        "engines": [f"{name} {installed(str(name))}" for name in search_space([])["engine"]],
+        "engines": [f"{name} {version_of(str(name))}" for name in space["engine"]],
     }
     digest = hashlib.sha256(json.dumps(circumstances, sort_keys=True).encode()).hexdigest()
     return f"{plan.model}-{digest[:16]}"

@@ -89,7 +89,7 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     return Plan(
         model=arguments.model,
         subjects=subjects,
-        baseline=configuration_of(default, subjects[default].config),
+        baseline=configuration_of(default, subjects[default].config, subjects[default].manifest.precision),
         target=Target(arguments.objective, arguments.latency_ms),
         budget=arguments.budget_seconds,
         phase=arguments.phase_seconds,
@@ -197,7 +197,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    return int(_number(1, text)) if text.isdecimal() else int(text)
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
 
 
 def _number(low: float, text: str) -> float:

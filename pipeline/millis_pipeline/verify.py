@@ -137,7 +137,7 @@ def judge(
     """
     # Tokens of a text that the two tokenizers cut differently cannot be compared one by one.
     pairs = [(ours, theirs) for ours, theirs in zip(outputs, reference, strict=True) if ours.shape == theirs.shape]
-    difference = max((float(np.abs(ours - theirs).max()) for ours, theirs in pairs), default=0.0)
+    difference = largest_difference(pairs)
     if checkpoint.task == "embedding":
         cosines = np.array([_cosine(ours, theirs) for ours, theirs in zip(outputs, reference, strict=True)])
         quality = None
@@ -150,7 +150,8 @@ def judge(
         expected = np.argsort([float(output[0]) for output in reference])
         return Judgement(None, None, float((order == expected).mean()), difference)
     predictions = predict(checkpoint, evaluation, outputs)
-    agreement = _agreement(predictions, predict(checkpoint, teacher, reference))
+    expected_labels = predict(checkpoint, teacher, reference)
+    agreement = _agreement(predictions, expected_labels, by_word=checkpoint.task == "token-classification")
     scores = None
     if evaluation.tags:
         scores = entity_scores(evaluation.tags, predictions)
@@ -162,6 +163,12 @@ def judge(
     if scores is not None:
         quality = _quality(scores.metric, scores.value, scores.low, scores.high, scores.examples, evaluation.name)
     return Judgement(quality, scores, agreement, difference)
+
+
+def largest_difference(pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> float:
+    """Largest absolute difference within pairs of outputs; NaN when any of them has one."""
+    # Python's max would lose a NaN: nothing is greater than it, and it is greater than nothing.
+    return float(np.max([np.abs(ours - theirs).max() for ours, theirs in pairs])) if pairs else 0.0
 
 
 def predict(
@@ -239,9 +246,9 @@ def _check_labels(checkpoint: Checkpoint, found: set[str], name: str) -> None:
         )
 
 
-def _agreement(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> float:
+def _agreement(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]], *, by_word: bool) -> float:
     """Share of texts with equal labels; for tags, of words with equal tags."""
-    if ours and len(ours[0]) > 1:
+    if by_word:
         pairs = [(a, b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=False)]
         return sum(a == b for a, b in pairs) / len(pairs)
     return sum(list(x) == list(y) for x, y in zip(ours, theirs, strict=True)) / len(ours)

@@ -24,6 +24,9 @@ from millis_pipeline.architectures import Encoder
 from millis_pipeline.checkpoint import Checkpoint, CheckpointError
 from millis_pipeline.examples import Example
 
+KINDS = ("WordPiece", "BPE", "Unigram")
+"""Tokenizers whose vocabulary can be made smaller."""
+
 MARKS = ("##", "▁", "Ġ")
 """What marks the place of a piece in its word."""
 
@@ -61,6 +64,25 @@ def trimmed(checkpoint: Checkpoint, texts: Sequence[Example], min_count: int) ->
     return replace(checkpoint, module=module.eval(), tokenizer=tokenizer), said
 
 
+def check_trimmable(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Checks that the vocabulary of a tokenizer can be made smaller.
+
+    Args:
+        tokenizer: of the checkpoint.
+        name: of the variant.
+
+    Raises:
+        CheckpointError: its model is none of WordPiece, BPE and Unigram.
+    """
+    kind = type(tokenizer.backend_tokenizer.model).__name__
+    if kind not in KINDS:
+        raise CheckpointError(f"{name}: {_cannot(kind)}")
+
+
+def _cannot(kind: str | None) -> str:
+    return f"trim: a tokenizer of kind {kind!r} cannot be trimmed; {', '.join(KINDS[:-1])} and {KINDS[-1]} can"
+
+
 def kept_tokens(whole: dict[str, Any], used: Iterable[int]) -> list[int]:
     """Ids to keep, in rising order.
 
@@ -73,8 +95,8 @@ def kept_tokens(whole: dict[str, Any], used: Iterable[int]) -> list[int]:
     """
     model = whole["model"]
     kind = model.get("type")
-    if kind not in ("WordPiece", "BPE", "Unigram"):
-        raise CheckpointError(f"trim: a tokenizer of kind {kind!r} cannot be trimmed; WordPiece, BPE and Unigram can")
+    if kind not in KINDS:
+        raise CheckpointError(_cannot(kind))
     names = _names(model)
     kept = {*used, *(added["id"] for added in whole["added_tokens"])}
     kept |= {number for number, name in names.items() if len(_bare(name)) <= 1}

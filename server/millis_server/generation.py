@@ -102,21 +102,22 @@ class Generations:
         served = choice.served
         streams = served.lane
         assert isinstance(streams, Streams), "a model that generates has streams. This is a bug."
-        prompt = await self._prepare(task, served)
-        left = None if wishes.time_left is None else wishes.time_left - (perf_counter() - began)
-        async with streams.places.take(prompt.width, prompt.tokens, left):
-            clock = _Clock(began, task.n)
-            try:
-                # The engine begins while the first message is on its way.
-                async with aclosing(streams.generate(task, prompt)) as chunks:
-                    yield Started(choice, len(prompt.ids))
-                    async for chunk in chunks:
-                        clock.take(chunk)
-                        streams.tokens += chunk.made
-                        yield chunk
-            except StubDied:
-                self._reloader.recover(served.manifest.triton_model)
-                raise
+        with streams.in_use():
+            prompt = await self._prepare(task, served)
+            left = None if wishes.time_left is None else wishes.time_left - (perf_counter() - began)
+            async with streams.places.take(prompt.width, prompt.tokens, left):
+                clock = _Clock(began, task.n)
+                try:
+                    # The engine begins while the first message is on its way.
+                    async with aclosing(streams.generate(task, prompt)) as chunks:
+                        yield Started(choice, len(prompt.ids))
+                        async for chunk in chunks:
+                            clock.take(chunk)
+                            streams.tokens += chunk.made
+                            yield chunk
+                except StubDied:
+                    self._reloader.recover(served.manifest.triton_model)
+                    raise
         yield clock.finished(choice, len(prompt.ids))
 
     def _choose(self, task: TextGeneration, model: str, wishes: Wishes) -> Choice:

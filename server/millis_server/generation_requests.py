@@ -17,7 +17,9 @@ MAX_STOP_CHARACTERS = 256
 MAX_TEXTS = 16
 MAX_CHOICES = 1024
 MAX_GUIDE_BYTES = 65536
+MAX_NESTING = 64
 MAX_TEMPERATURE = 10.0
+MAX_TOP_K = 2**31 - 1
 MAX_REPETITION_PENALTY = 10.0
 
 ROLES = {
@@ -100,6 +102,8 @@ def _sampling(given: inference.Sampling) -> Sampling:
         presence_penalty=_within("presence_penalty", given.presence_penalty, -2, 2),
         frequency_penalty=_within("frequency_penalty", given.frequency_penalty, -2, 2),
     )
+    if given.top_k > MAX_TOP_K:
+        raise InvalidField("sampling.top_k", f"is {given.top_k}, the limit is {MAX_TOP_K}")
     for name, value in (("top_p", sampling.top_p), ("repetition_penalty", sampling.repetition_penalty)):
         if value == 0:
             raise InvalidField(f"sampling.{name}", "is 0, it must be more")
@@ -164,11 +168,24 @@ def _schema(text: str) -> Any:
         schema = json.loads(text)
     except ValueError as error:
         raise InvalidField("json_schema", f"is not JSON: {error}") from error
-    except RecursionError as error:
-        raise InvalidField("json_schema", "is nested too deeply") from error
+    except RecursionError:
+        raise _too_deep() from None
+    _check_nesting(schema)
     if not isinstance(schema, dict):
         raise InvalidField("json_schema", f"must be a JSON object, not {type(schema).__name__}")
     return schema
+
+
+def _check_nesting(value: Any, level: int = 0) -> None:
+    """What is nested deeper cannot be written down again everywhere on its way."""
+    if level > MAX_NESTING:
+        raise _too_deep()
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_nesting(inner, level + 1)
+
+
+def _too_deep() -> InvalidField:
+    return InvalidField("json_schema", f"is nested too deeply, the limit is {MAX_NESTING} levels")
 
 
 def _choices(choices: inference.Choices) -> list[str]:

@@ -206,6 +206,7 @@ def test_guided_text_obeys_its_guide(generating):
     found = json.loads(ask(json_schema=schema))
     assert found["label"] in ("refund", "cancel")
     assert isinstance(found["sure"], bool)
+    assert ask(json_schema={}), "a schema that allows everything is one too"
 
 
 def test_a_guide_that_cannot_be_compiled_is_refused_and_harms_nobody(generating):
@@ -278,7 +279,17 @@ def test_callers_beyond_the_places_wait_in_order_and_those_beyond_the_queue_are_
         ({"sampling": Sampling(temperature=1, top_p=0)}, "sampling.top_p", "is 0, it must be more"),
         ({"n": 2}, "n", "is 2, and without sampling.temperature all texts would be the same"),
         ({"beams": 9}, "beams", "is 9; this model has places for 8"),
+        (
+            {"sampling": Sampling(temperature=1, top_k=2**31)},
+            "sampling.top_k",
+            "is 2147483648, the limit is 2147483647",
+        ),
         ({"json_schema": "{"}, "json_schema", None),
+        (
+            {"json_schema": '{"not": ' * 65 + "{}" + "}" * 65},
+            "json_schema",
+            "is nested too deeply, the limit is 64 levels",
+        ),
         ({"choices": [""]}, "choices.texts[0]", "is empty"),
         ({"prompt": [Message("user", "hi")], "model": "narrow"}, "chat", None),
         (

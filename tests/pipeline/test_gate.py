@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from millis_pipeline.gate import Decision, Measured, decide
+from millis_pipeline.gate import Decision, Measured, decide, decide_unmeasured
 
 FP32 = Measured("fp32", 0.95, 0.0, 6.0, reference=True)
 INT8 = Measured("int8", 0.948, 0.002, 3.0)
@@ -42,6 +42,14 @@ def test_a_variant_that_is_worse_or_not_faster_is_refused_with_the_reason(candid
 def test_what_was_found_unfit_before_is_refused_for_that_reason() -> None:
     unfit = Measured("exits", 0.96, -0.01, 1.0, unfit="its exits do not pay")
     assert decide([FP32, unfit], 0.01).refused == {"exits": "its exits do not pay"}
+
+
+def test_what_is_unfit_is_refused_also_where_quality_was_not_measured() -> None:
+    unfit = Measured("exits", 1.0, 0.0, 1.0, unfit="its exits do not pay")
+    slow = Measured("slow", 0.5, 0.5, 9.0)
+    assert decide_unmeasured([FP32, unfit, INT8, slow], 0.01) == Decision(
+        {"exits": "its exits do not pay"}, "int8", "it is 2.00 times as fast as fp32 and loses 0.0020"
+    )
 
 
 def test_the_reference_is_published_even_when_a_better_variant_is_faster() -> None:

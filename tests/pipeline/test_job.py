@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from millis_pipeline.job import Job, read_job
+from millis_pipeline.data import TextExamples
+from millis_pipeline.job import Job, read_evaluation, read_job
 from millis_pipeline.recipe import RecipeError, load_recipe
 from millis_pipeline.variants import DEFAULT_VARIANTS
 
@@ -38,6 +39,21 @@ def test_a_teacher_is_taken_as_it_is_and_the_option_goes_before_the_key(tmp_path
         max_quality_loss=0.01,
         variants=DEFAULT_VARIANTS,
     )
+
+
+def test_a_recipe_that_trains_and_has_no_test_data_is_measured_on_its_dev_data(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\nred,a\nblue,b\n")
+    (tmp_path / "dev.csv").write_text("text,label\ngreen,a\n")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE + "dev: dev.csv\ndataset: Colours\n")
+    arguments = argparse.Namespace(data_dir=None, name=None, teacher=None, engine=None)
+    job = read_job(str(path), arguments)
+    assert isinstance(job, Job)
+    assert read_evaluation(job) == (TextExamples(["green"], [["a"]], [2]), "Colours, dev")
+    path.write_text(path.read_text() + "test: train.csv\n")
+    job = read_job(str(path), arguments)
+    assert isinstance(job, Job)
+    assert read_evaluation(job) == (TextExamples(["red", "blue"], [["a"], ["b"]], [2, 3]), "Colours")
 
 
 def test_a_teacher_without_a_recipe_is_refused() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 from millis_pipeline.evaluate import classification_scores
-from millis_pipeline.report import Entry, write_report
+from millis_pipeline.report import Entry, gate_lines, write_report
 from millis_pipeline.verify import Judgement
 from millis_server.manifest import LatencyPoint, LatencyProfile, Manifest, Provenance, Quality, SelfCheck
 
@@ -64,6 +65,38 @@ def test_the_report_says_what_is_published_and_why_not(tmp_path: Path) -> None:
     assert "- small: distilled; then int8" in lines
     assert "| label | support | PyTorch | fp32 | small |" in lines
     assert r"| a\|b | 1 | 1.000 / 1.000 / 1.000 | 1.000 / 1.000 / 1.000 | 0.000 / 0.000 / 0.000 |" in lines
+
+
+def test_each_variant_names_its_engine_where_they_differ(tmp_path: Path) -> None:
+    plain, other = entry("fp32", 4.0, GOLD), entry("bf16", 2.0, GOLD)
+    assert other.manifest.latency is not None
+    latency = other.manifest.latency.model_copy(update={"engine": "another engine"})
+    other = replace(other, manifest=other.manifest.model_copy(update={"latency": latency}))
+    write_report(tmp_path, "tiny", [plain, plain], plain.judgement, "", 0.01)
+    lines = (tmp_path / "tiny.md").read_text("utf-8").splitlines()
+    assert "an engine, 1 thread, a machine; p50 (p99) in milliseconds; variants measured in turn, in rounds." in lines
+    assert "| batch | tokens | fp32 | fp32 |" in lines
+    write_report(tmp_path, "tiny", [plain, other], plain.judgement, "", 0.01)
+    lines = (tmp_path / "tiny.md").read_text("utf-8").splitlines()
+    assert "1 thread, a machine; p50 (p99) in milliseconds; variants measured in turn, in rounds." in lines
+    assert "| batch | tokens | fp32 (an engine) | bf16 (another engine) |" in lines
+
+
+def test_what_is_refused_without_data_to_measure_quality_on_is_named() -> None:
+    without = [
+        replace(one, manifest=one.manifest.model_copy(update={"quality": None}))
+        for one in (entry("fp32", 4.0, GOLD), entry("exits", 1.0, GOLD, "its exits do not pay"))
+    ]
+    said = "There was no data to measure quality on, so nothing was refused"
+    assert gate_lines(without[:1], 0.01) == [f"{said}.", ""]
+    assert gate_lines(without, 0.01) == [
+        f"{said} for it.",
+        "",
+        "Not published:",
+        "",
+        "- exits: its exits do not pay.",
+        "",
+    ]
 
 
 def test_the_picture_is_well_formed_and_inside_the_page(tmp_path: Path) -> None:

@@ -11,22 +11,26 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
     set_seed,
 )
 
 from millis_pipeline.architectures import Encoder, Shape, shaped
 from millis_pipeline.checkpoint import Checkpoint, CheckpointError, load
+from millis_pipeline.data import TextExamples
 from millis_pipeline.distill import recovered_layers, taken_layers, taught_layers
 from millis_pipeline.export import export_onnx
 from millis_pipeline.finetune import finetune
+from millis_pipeline.job import Job, read_evaluation
 from millis_pipeline.prune import kept_parts
 from millis_pipeline.recipe import Recipe
 from millis_pipeline.run import graph_runner, run_all, tokenize, torch_runner
 from millis_pipeline.students import Students, check_variants, training_texts
 from millis_pipeline.tokenizer import write_tokenizer
-from millis_pipeline.variants import Distill, Prune, VariantRecipe
+from millis_pipeline.variants import Distill, Prune, Quantize, Trim, VariantRecipe
 from tests import tiny
 from tests.pipeline.architectures import ARCHITECTURES, WIDE
 
@@ -60,7 +64,7 @@ def outputs(checkpoint: Checkpoint, folder: Path, texts: list[str]) -> list[np.n
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Checkpoint]:
     folder = tmp_path_factory.mktemp("classifier")
     source = tiny.backbone(folder / "backbone", layers=4)
-    written = recipe(source, "text-classification", train=labelled(folder))
+    written = recipe(source, "text-classification", train=labelled(folder), test=labelled(folder))
     finetune(written, source, folder / "teacher")
     return written, load("teacher", folder / "teacher")
 
@@ -94,7 +98,8 @@ def distance(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
 def test_a_distilled_token_classifier_learns(tmp_path) -> None:
     source = tiny.backbone(tmp_path / "backbone", layers=3)
     (tmp_path / "train.conll").write_text(SENTENCE * 48)
-    written = recipe(source, "token-classification", train=tmp_path / "train.conll", epochs=6, noisy_copies=1)
+    data = tmp_path / "train.conll"
+    written = recipe(source, "token-classification", train=data, test=data, epochs=6, noisy_copies=1)
     finetune(written, source, tmp_path / "teacher")
     teacher = load("teacher", tmp_path / "teacher")
     student, steps = students(written, teacher, tmp_path, ONE_LAYER).make(ONE_LAYER)
@@ -199,6 +204,13 @@ def deep(folder: Path) -> Path:
     return tiny.text_classifier(folder)
 
 
+def by_words(folder: Path) -> Path:
+    tiny.text_classifier(folder)
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+    return folder
+
+
 def unsupported(folder: Path) -> Path:
     from transformers import ModernBertConfig
 
@@ -232,6 +244,31 @@ def unsupported(folder: Path) -> Path:
                 "supported are bert, roberta, xlm-roberta, distilbert"
             ),
         ),
+        (
+            by_words,
+            VariantRecipe(name="x", trim=Trim()),
+            "x: trim: a tokenizer of kind 'WordLevel' cannot be trimmed; WordPiece, BPE and Unigram can",
+        ),
+        (
+            deep,
+            VariantRecipe(name="x", quantize=Quantize(method="dynamic", keep_fp32=("layer 2 attention", "layer 3"))),
+            (
+                "x: quantize.keep_fp32: the model has no block 'layer 3'; it has head, and attention and feed-forward "
+                "of layers 1 to 2, for example 'layer 1 attention'"
+            ),
+        ),
+        (
+            deep,
+            VariantRecipe(
+                name="x",
+                distill=Distill(layers=1),
+                quantize=Quantize(method="static", keep_fp32=("head", "layer 1 feed-forward", "layer 2 attention")),
+            ),
+            (
+                "x: quantize.keep_fp32: the model has no block 'layer 2 attention'; it has head, and attention and "
+                "feed-forward of layers 1 to 1, for example 'layer 1 attention'"
+            ),
+        ),
     ],
 )
 def test_what_cannot_be_made_smaller_is_refused_before_training(
@@ -242,8 +279,18 @@ def test_what_cannot_be_made_smaller_is_refused_before_training(
     assert str(caught.value) == message
 
 
+def test_students_do_not_learn_from_what_they_are_measured_on_where_there_is_no_test_data(tmp_path) -> None:
+    teacher = load("teacher", tiny.text_classifier(tmp_path / "teacher", ("animal", "buy", "place")))
+    written = recipe(tmp_path, "text-classification", train=labelled(tmp_path), dev_fraction=0.25)
+    measured, _ = read_evaluation(Job("tiny", "teacher", None, written, None, "tiny"))
+    assert isinstance(measured, TextExamples)
+    assert len(measured.texts) == 12
+    assert len(training_texts(written, teacher)) == 36
+    assert len(training_texts(written.model_copy(update={"test": written.train}), teacher)) == 48
+
+
 def test_texts_with_labels_that_the_teacher_lacks_are_refused(tmp_path) -> None:
     teacher = load("teacher", tiny.text_classifier(tmp_path / "teacher"))
-    written = recipe(tmp_path, "text-classification", train=labelled(tmp_path))
+    written = recipe(tmp_path, "text-classification", train=labelled(tmp_path), test=labelled(tmp_path))
     with pytest.raises(ValueError, match=r"train.csv:2: label 'buy' is not one of the teacher's$"):
         training_texts(written, teacher)

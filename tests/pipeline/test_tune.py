@@ -190,6 +190,52 @@ def test_a_search_ends_when_everything_was_tried(tmp_path):
     assert tried == 2
 
 
+def test_a_search_whose_proposals_repeat_draws_what_was_not_tried(tmp_path, monkeypatch):
+    space = {**search_space(["fp32"]), "engine": ("onnxruntime",), "threads": (1, 2), "workers": (1, 2)}
+    space |= {"max_batch": (8,), "preferred_batch": (0, 4), "delay_us": (0,), "lanes": (1,)}
+    now = Configuration("fp32", "onnxruntime", 1, 1, 8, 0, 0, 1)
+    search = Search(tmp_path / "study.db", "intent", space, Target("latency"), now)
+    monkeypatch.setattr("millis_pipeline.search.MAX_REPEATS", 3)
+    # A sampler that has found what it takes for the best proposes nothing else.
+    first = {name: values[0] for name, values in space.items()}
+    monkeypatch.setattr(search._study.sampler, "sample_independent", lambda study, trial, name, _: first[name])
+    tried = set()
+    while (configuration := search.propose()) is not None:
+        assert configuration not in tried
+        tried.add(configuration)
+        search.tell(configuration, Measured(1.0, 1.0, 10.0, 1.0))
+    assert tried == {replace(now, threads=t, workers=w) for t, w in ((2, 1), (1, 2), (2, 2))}
+
+
+@pytest.mark.parametrize("option", ["--callers=-3", "--rounds=-1", "--rounds=0"])
+def test_counts_below_one_are_refused(option, capsys):
+    with pytest.raises(SystemExit):
+        tune.main(["intent", option])
+    name, value = option.split("=")
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"millis tune: error: argument {name}: must be at least 1, got {value}"
+    )
+
+
+def test_trials_are_not_compared_across_an_edit_of_what_tune_does_not_vary(repository, tmp_path):
+    def study(*edits: tuple[str, str], runs: Configuration | None = None) -> str:
+        folder = tmp_path / "repository"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(repository, folder)
+        config = read_config(folder / "intent-fp32")
+        if runs is not None:
+            config = configured(config, runs)
+        for name, value in edits:
+            config.parameters[name].string_value = value
+        write_config(folder / "intent-fp32", config)
+        return tune._study_name(tune.read_plan(tune.parser().parse_args(arguments(folder, tmp_path))))
+
+    names = [study((name, "1")) for name in ("precision", "device", "max_padding")]
+    assert len({study(), *names}) == 4
+    # What tune writes itself makes no other study.
+    assert study(runs=OTHER) == study()
+
+
 def trial(number: int, p50: float, p99: float, per_second: float) -> Trial:
     return Trial(number, OTHER, Measured(p50, p99, per_second, 10.0))
 

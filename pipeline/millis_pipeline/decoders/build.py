@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version as installed
 from pathlib import Path
 
 import torch
@@ -39,7 +38,8 @@ from millis_pipeline.decoders.recipe import DecoderRecipe, check_layers
 from millis_pipeline.decoders.reference import Evaluation, evaluation_of
 from millis_pipeline.decoders.report import EXAMPLES, DecoderEntry, Original, write_decoder_report
 from millis_pipeline.decoders.train import new_model, split_documents, train
-from millis_pipeline.gate import Decision, Measured, choose_default, decide
+from millis_pipeline.gate import Decision, Measured, decide, decide_unmeasured
+from millis_pipeline.libraries import versions_of
 from millis_pipeline.publish import publish, staging, write_version
 from millis_pipeline.verify import Judgement
 from millis_server.manifest import Generation, GreedyCheck, LatencyProfile, Manifest, Provenance
@@ -203,7 +203,7 @@ def _decide(recipe: DecoderRecipe, assessed: Sequence[Assessed], evaluation: Eva
     """The gate. Without data to measure quality on there is none: then everything is published, and nothing claimed."""
     measured = [one.for_gate() for one in assessed]
     if not evaluation.name:
-        return Decision({}, *choose_default(measured, recipe.max_quality_loss))
+        return decide_unmeasured(measured, recipe.max_quality_loss)
     return decide(measured, recipe.max_quality_loss)
 
 
@@ -256,7 +256,7 @@ def _entry(
             recipe=recipe.digest,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             steps=steps,
-            versions={name: installed(name) for name in LIBRARIES},
+            versions=versions_of(LIBRARIES),
             license=recipe.license or decoder.license,
         ),
         generation=generation,

@@ -68,6 +68,8 @@ class TextGeneration:
         field_name, text, ids = self._tokenized(generation, tokenizer, templates)
         if self.guide is not None and not generation.guided:
             raise InvalidField(GUIDE_FIELDS[self.guide[0]], "is set, and this model cannot guide its text")
+        if not ids:
+            raise InvalidField(field_name, "comes to no token, and there is nothing to go on from")
         most = manifest.max_tokens - len(ids)
         if most < 1:
             raise InvalidField(

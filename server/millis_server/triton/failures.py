@@ -22,6 +22,8 @@ def named(message: str, task: TextGeneration | None = None) -> MillisError:
     text = " ".join(message.split("\n\nAt:")[0].split())[:500]
     if "InvalidRequest: " in text:
         name, _, problem = text.partition("InvalidRequest: ")[2].partition(": ")
+        if name == "session":
+            return ModelUnavailable(f"the session at the model's process was lost: {problem}")
         if name == "guided_decoding" and task is not None and task.guide is not None:
             name = GUIDE_FIELDS[task.guide[0]]
         return InvalidField(name, problem)

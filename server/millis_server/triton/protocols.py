@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 from tritonclient.grpc import service_pb2 as triton
 
-from millis_server.errors import InvalidField
+from millis_server.errors import BackendFault, InvalidField
 from millis_server.manifest import Protocol as ProtocolName
 from millis_server.tasks.generation import Prompt, TextGeneration
 from millis_server.triton.wire import (
@@ -102,10 +102,12 @@ class TensorRtProtocol:
 
     def __init__(self) -> None:
         self._seen: list[int] = []
+        self._stops: Sequence[str] = ()
 
     def pack(self, task: TextGeneration, prompt: Prompt, request: Request) -> None:
         """See `WireProtocol`."""
         _refuse_ids(task, "TensorRT-LLM")
+        self._stops = task.stop
         _refuse_what_tensorrt_has_not(task)
         sampling = task.sampling
         add_text(request, "text_input", prompt.text)
@@ -141,13 +143,24 @@ class TensorRtProtocol:
         chunks = []
         for sequence, (text, finish) in enumerate(zip(written, finishes, strict=True)):
             ended = _finish(finish)
-            # Half a character shows as a replacement character until the rest of it comes.
-            certain = text if ended else text.rstrip("\N{REPLACEMENT CHARACTER}")
+            certain = text if ended else self._certain(text)
             new = certain[self._seen[sequence] :]
             self._seen[sequence] = max(self._seen[sequence], len(certain))
             # It does not tell the number of tokens; each response is one step.
             chunks.append(Chunk(sequence, new, (), (), 1, ended))
         return chunks
+
+    def _certain(self, text: str) -> str:
+        """What is not taken back by what comes: half a character shows as a replacement character until the rest of it
+        is there, and what may be the beginning of a stop text is held back."""
+        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        begun = (
+            length
+            for stop in self._stops
+            for length in range(min(len(stop) - 1, len(text)), 0, -1)
+            if text.endswith(stop[:length])
+        )
+        return text[: len(text) - max(begun, default=0)]
 
 
 PROTOCOLS: dict[ProtocolName, Callable[[], WireProtocol]] = {
@@ -180,8 +193,16 @@ def _refuse_what_tensorrt_has_not(task: TextGeneration) -> None:
 
 
 def _finish(reason: str) -> str:
-    """Empty for the several ways of saying that a text goes on."""
-    return "" if reason in ("", "None", "null") else ("length" if reason == "length" else "stop")
+    """Empty for the several ways of saying that a text goes on.
+
+    Raises:
+        BackendFault: the text ended before its end, for example because the engine gave it up.
+    """
+    if reason in ("", "None", "null"):
+        return ""
+    if reason not in ("stop", "length"):
+        raise BackendFault(f"the engine ended the text with the reason {reason!r}")
+    return reason
 
 
 def _chosen(described: str) -> tuple[list[int], list[float]]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import grpc.aio
@@ -59,18 +59,12 @@ class Sessions:
         self._patience = patience
         self._session: _Session | None = None
 
-    def begin(self, task: TextGeneration, prompt: Prompt, leave: Callable[[], None]) -> SessionChunks:
-        """Asks for a text at once.
-
-        Args:
-            task: as it was asked.
-            prompt: made of it.
-            leave: called once, when the text is made or wanted no more.
-        """
+    def begin(self, task: TextGeneration, prompt: Prompt) -> SessionChunks:
+        """Asks for a text at once."""
         session = self._session
         if session is None or session.closed:
             session = self._session = _Session(self._stub(), self._new_request, self._patience)
-        return SessionChunks(session, task, prompt, leave)
+        return SessionChunks(session, task, prompt)
 
     async def close(self) -> None:
         """Closes the session, which has no texts any more."""
@@ -84,10 +78,9 @@ class SessionChunks:
     A class and not a generator: it has asked before anybody reads, and a token passes it in less time.
     """
 
-    def __init__(self, session: _Session, task: TextGeneration, prompt: Prompt, leave: Callable[[], None]) -> None:
+    def __init__(self, session: _Session, task: TextGeneration, prompt: Prompt) -> None:
         self._session = session
         self._task = task
-        self._leave = leave
         self._going = task.n
         self._closed = False
         self._arrivals: Arrivals = asyncio.Queue()
@@ -113,7 +106,6 @@ class SessionChunks:
         if not self._closed:
             self._closed = True
             self._session.end(self._number, not self._going)
-            self._leave()
 
 
 class _Session:
@@ -124,7 +116,8 @@ class _Session:
         self._stub = stub
         self._new_request = new_request
         self._patience = patience
-        self._name = f"{os.getpid()}-{next(_numbers)}"
+        # Another gateway of the same Triton may have the same process id, in a container of its own.
+        self._name = uuid4().hex
         self._arrivals: dict[int, Arrivals] = {}
         self._outgoing: asyncio.Queue[triton.ModelInferRequest | None] = asyncio.Queue()
         self._outgoing.put_nowait(self._request())
@@ -137,7 +130,6 @@ class _Session:
             self._idle.cancel()
             self._idle = None
         number = next(_numbers) % (1 << 31)
-        self._arrivals[number] = arrivals
         parameters = sampling_parameters(task, prompt) | {"n": task.n}
         if task.beams:
             parameters["beams"] = task.beams
@@ -145,6 +137,7 @@ class _Session:
         add(request, "number", "INT32", 1, number.to_bytes(4, "little"))
         add(request, "prompt_token_ids", "INT32", len(prompt.ids), np.array(prompt.ids, np.int32).tobytes())
         add_text(request, "sampling_parameters", json.dumps(parameters))
+        self._arrivals[number] = arrivals
         self._outgoing.put_nowait(request)
         return number
 
@@ -183,9 +176,9 @@ class _Session:
     async def _run(self) -> None:
         call = self._stub.ModelStreamInfer()
         writing = asyncio.create_task(self._write(call))
+        failure: Exception | str = ModelUnavailable("the session was closed")
         try:
-            await self._read(call)
-            failure: Exception = ModelUnavailable("Triton ended the session")
+            failure = await self._read(call) or ModelUnavailable("Triton ended the session")
         except grpc.aio.AioRpcError as error:
             failure = failed_call(error)
         except StubDied as error:
@@ -198,15 +191,16 @@ class _Session:
             self.closed = True
             if self._idle is not None:
                 self._idle.cancel()
-        for arrivals in self._arrivals.values():
-            arrivals.put_nowait(failure)
+            for arrivals in self._arrivals.values():
+                arrivals.put_nowait(failure)
 
     async def _write(self, call: Any) -> None:
         while (request := await self._outgoing.get()) is not None:
             await call.write(request)
         await call.done_writing()
 
-    async def _read(self, call: Any) -> None:
+    async def _read(self, call: Any) -> str:
+        """Hands out what comes; returns Triton's message when it says that the session has failed."""
         while True:
             reading = asyncio.ensure_future(call.read())
             try:
@@ -218,16 +212,10 @@ class _Session:
                 raise
             message = reading.result()
             if message is grpc.aio.EOF:
-                return
+                return ""
             if message.error_message:
-                self._fail(message.error_message)
-            else:
-                self._hand_out(outputs(message.infer_response))
-
-    def _fail(self, text: str) -> None:
-        """A message of Triton about the session itself: it holds for all texts."""
-        for arrivals in self._arrivals.values():
-            arrivals.put_nowait(text)
+                return str(message.error_message)
+            self._hand_out(outputs(message.infer_response))
 
     def _hand_out(self, found: dict[str, bytes]) -> None:
         if "pieces" not in found:
@@ -259,8 +247,9 @@ class _Session:
         """Whether the model's process answers. A step may take long, and nothing is answered meanwhile."""
         call = self._stub.ModelStreamInfer(timeout=self._patience)
         request = self._new_request()
-        # Nothing that could be generated from: the backend refuses it at once.
-        add_text(request, "text_input", "")
+        # There is no such session: the backend refuses it at once, and generates nothing.
+        add_text(request, "session", uuid4().hex)
+        add(request, "cancel", "INT32", 1, bytes(4))
         try:
             await call.write(request)
             await call.done_writing()

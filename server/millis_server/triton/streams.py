@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -82,13 +83,26 @@ class Streams:
         self._sessions = Sessions(lambda: self._triton.stub, self._request, patience)
         self.places = Places(generation.max_streams, generation.cache_tokens, max_waiting)
         self.tokens = 0
-        self._under_way = 0
+        self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Around a request from the choice of this version to its end: it drains when the last one has left."""
+        self._users += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._idle.set()
+
     async def drain(self) -> None:
-        """Waits until nothing is under way."""
-        await self._idle.wait()
+        """Waits until nobody uses it, waiting for a place included."""
+        while self._users:
+            await self._idle.wait()
         await self._sessions.close()
 
     def generate(self, task: TextGeneration, prompt: Prompt) -> Chunks:
@@ -101,19 +115,7 @@ class Streams:
             ModelUnavailable: Triton is not there, or has not loaded the model.
             BackendFault: the engine failed.
         """
-        if self._protocol != "millis":
-            return self._call(task, prompt)
-        self._enter()
-        return self._sessions.begin(task, prompt, self._leave)
-
-    def _enter(self) -> None:
-        self._under_way += 1
-        self._idle.clear()
-
-    def _leave(self) -> None:
-        self._under_way -= 1
-        if not self._under_way:
-            self._idle.set()
+        return self._sessions.begin(task, prompt) if self._protocol == "millis" else self._call(task, prompt)
 
     async def _call(self, task: TextGeneration, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
         """A generation in a stream of its own, because a cancel in Triton ends all that its stream carries."""
@@ -122,7 +124,6 @@ class Streams:
         protocol.pack(task, prompt, request)
         call = self._triton.stub.ModelStreamInfer()
         ended = 0
-        self._enter()
         try:
             await call.write(request)
             await call.done_writing()
@@ -139,7 +140,6 @@ class Streams:
             raise failed_call(error, task) from error
         finally:
             call.cancel()
-            self._leave()
 
     async def _next(self, call: Any) -> Any:
         try:

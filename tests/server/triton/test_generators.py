@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from millis_server.triton.generation_backend.decoding.generator import (
+    GenerationFailed,
     GeneratorOptions,
     Guide,
     InvalidRequest,
@@ -110,6 +111,21 @@ def test_a_cancelled_request_is_forgotten_and_the_others_go_on(load, model, engi
             generator.cancel(7)
             cancelled = True
     assert made == tiny.greedy(model, prompts[1], 40)
+
+
+def test_a_text_without_memory_fails_and_takes_no_piece_of_another_with_it(load, model):
+    generator = load("openvino_genai", cache_tokens=64, max_streams=2)
+    prompt = tiny.prompts(1, seed=6)[0]
+    generator.add(1, Request(prompt, 3, 0.0, ignore_eos=True))
+    generator.add(0, Request(list(prompt) * 20, 4, 0.0, ignore_eos=True))
+    made: list[int] = []
+    failed: list[int] = []
+    while generator.busy:
+        try:
+            made += [token for piece in generator.step() for token in piece.tokens]
+        except GenerationFailed as error:
+            failed.append(error.number)
+    assert (failed, made) == ([0], tiny.greedy(model, prompt, 3))
 
 
 def test_what_an_engine_has_not_is_refused_by_name(load):

@@ -216,6 +216,7 @@ class SessionStandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, say: Callable[[list[int]], Said], alive: bool = True) -> None:
         self._say = say
         self._alive = alive
+        self._open: set[str] = set()
         self.requests: list[dict[str, Any]] = []
         self.ended = asyncio.Event()
 
@@ -223,9 +224,10 @@ class SessionStandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
         numbers: list[int] = []
         async for request in request_iterator:
             asked = plain(request)
-            if "session" not in asked:  # the question whether it lives
-                yield failed("InvalidRequest: text_input: is empty" if self._alive else "Stub process is not healthy.")
+            if "cancel" in asked and asked["session"] not in self._open:  # the question whether it lives
+                yield failed("InvalidRequest: session: none" if self._alive else "Stub process is not healthy.")
                 return
+            self._open.add(asked["session"])
             self.requests.append(asked)
             if asked.get("cancel", 0) == -1:
                 self.ended.set()
@@ -348,16 +350,53 @@ async def test_a_text_that_fails_says_why_and_the_others_go_on(message, error):
     [
         ("Failed to process the request(s), message: Stub process 'x' is not healthy.", StubDied),
         ("Request for unknown model: 'chat-bf16' is not found", ModelUnavailable),
+        ("InvalidRequest: session: there is none of the name 'x'", ModelUnavailable),
     ],
 )
-async def test_what_triton_says_of_the_session_holds_for_all_its_texts(message, error):
+async def test_what_triton_says_of_the_session_ends_it_and_holds_for_all_its_texts(message, error):
     def say(numbers: list[int]) -> Said:
         return [failed(message)] if len(numbers) == 2 else []
 
-    async with session(say) as (way, _):
+    async with session(say) as (way, stand_in):
         failures = await asyncio.gather(all_of(way, task()), all_of(way, task()), return_exceptions=True)
+        going = asyncio.create_task(all_of(way, task()))
+        async with asyncio.timeout(5):
+            while sum("number" in request for request in stand_in.requests) < 3:
+                await asyncio.sleep(0.01)
+        going.cancel()
         await asyncio.wait_for(way.drain(), 5)
     assert [type(failure) for failure in failures] == [error, error]
+    first, second, third = (request["session"] for request in stand_in.requests if "number" in request)
+    assert first == second != third
+
+
+async def test_a_text_that_cannot_be_asked_for_leaves_nothing_behind():
+    async with session(lambda numbers: [pieces((numbers[-1], "Hi", [11], "stop"))]) as (way, stand_in):
+        with way.in_use(), pytest.raises(TypeError):
+            way.generate(task(stop=(b"not a text",)), PROMPT)
+        assert len(await all_of(way, task())) == 1
+        await asyncio.wait_for(way.drain(), 5)
+    assert sum("number" in request for request in stand_in.requests) == 1
+
+
+async def test_draining_waits_for_those_who_have_not_begun():
+    async with session(lambda _: []) as (way, _):
+        with way.in_use():
+            draining = asyncio.create_task(way.drain())
+            with way.in_use():
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)
+            assert not draining.done()
+        await asyncio.wait_for(draining, 5)
+
+
+async def test_who_still_reads_when_the_session_is_closed_is_told():
+    async with session(lambda _: []) as (way, _):
+        reading = asyncio.create_task(all_of(way, task()))
+        await asyncio.sleep(0.1)
+        await asyncio.wait_for(way.drain(), 10)
+        with pytest.raises(ModelUnavailable):
+            await reading
 
 
 async def test_a_process_that_answers_nothing_any_more_ends_its_texts():

@@ -8,7 +8,7 @@ An engine runs dense tensors; it knows nothing of Triton, requests or batches. A
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 ENGINES = ("onnxruntime", "openvino", "torch")
-"""Values of the config's parameter `engine`; the first is the default."""
+"""Values of the config's parameter `engine`."""
+
+DEFAULT_ENGINES = {"f32": "onnxruntime", "bf16": "openvino"}
+"""Engine of a version by its manifest's precision, in which what is not quantized is computed, when the config names
+none."""
 
 DEVICES = ("cpu", "cuda")
 """Values of the config's parameter `device`; the first is the default. Not every engine has every device."""
-
-PRECISIONS = ("f32", "bf16")
-"""Values of the config's parameter `precision`, in which what is not quantized is computed; the first is the default.
-Not every engine has both, and not every processor."""
 
 
 Feeds = Mapping[str, NDArray[np.int64] | NDArray[np.float32]]
@@ -52,13 +52,13 @@ class EngineOptions:
         threads: that work on one call.
         calls: side by side, each from a thread of its own.
         device: one of `DEVICES`.
-        precision: one of `PRECISIONS`.
+        precision: a key of `DEFAULT_ENGINES`; not every engine has both, and not every processor.
     """
 
     threads: int = 1
     calls: int = 1
     device: str = DEVICES[0]
-    precision: str = PRECISIONS[0]
+    precision: str = "f32"
 
 
 def load_engine(name: str, model: Path, options: EngineOptions) -> Engine:
@@ -70,6 +70,8 @@ def load_engine(name: str, model: Path, options: EngineOptions) -> Engine:
     """
     if name not in ENGINES:
         raise ValueError(f"parameter engine must be one of {', '.join(ENGINES)}, not {name!r}")
+    if options.device not in DEVICES:
+        raise ValueError(f"parameter device must be one of {', '.join(DEVICES)}, not {options.device!r}")
     # This file is `engine` in Triton's process, where the folder is on the path, and part of a package elsewhere.
     package = __name__.removesuffix("engine")
     try:
@@ -79,14 +81,14 @@ def load_engine(name: str, model: Path, options: EngineOptions) -> Engine:
             f'parameter engine is {name!r}, which is not installed: pip install "millis[{name}]" '
             f"in the environment that runs Triton ({error})"
         ) from None
-    _check("device", options.device, DEVICES, name, module.DEVICES)
-    _check("precision", options.precision, PRECISIONS, name, module.PRECISIONS)
+    if options.device not in module.DEVICES:
+        has = ", ".join(module.DEVICES)
+        raise ValueError(f"parameter device is {options.device!r}; engine {name!r} has {has} only")
+    if options.precision not in module.PRECISIONS:
+        has = ", ".join(module.PRECISIONS)
+        raise ValueError(
+            f"parameter engine is {name!r}, which computes in {has} only; "
+            f"the version was measured in {options.precision}"
+        )
     engine: Engine = module.load(model, options)
     return engine
-
-
-def _check(parameter: str, value: str, known: Sequence[str], engine: str, has: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"parameter {parameter} must be one of {', '.join(known)}, not {value!r}")
-    if value not in has:
-        raise ValueError(f"parameter {parameter} is {value!r}; engine {engine!r} has {', '.join(has)} only")

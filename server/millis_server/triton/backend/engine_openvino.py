@@ -56,4 +56,4 @@ def load(model: Path, options: EngineOptions) -> OpenVinoEngine:
 def _check_precision(core: openvino.Core, precision: str) -> None:
     """To OpenVINO it is a hint; a variant that was measured in bfloat16 must be computed so, or not at all."""
     if precision != "f32" and precision.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise ValueError(f"parameter precision is {precision!r}, in which this processor does not compute")
+        raise ValueError(f"the version was measured in {precision}, in which this processor does not compute")

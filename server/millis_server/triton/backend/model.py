@@ -14,8 +14,8 @@ engine computed beside each text's own. It is left out where there was none, so 
 model with early exits (cascade.py) also says in `layers`, likewise, how many layers each text went through.
 
 This folder is loaded by Triton's stub process, not by the gateway, and depends on numpy and the engine only.
-The config's parameters: `engine`, `device` and `precision` (engine.py), `intra_op_threads`, `workers`, and
-`max_padding` (microbatch.py; a share of the real tokens, or `unlimited`).
+The config's parameters: `engine` and `device` (engine.py), `intra_op_threads`, `workers`, and `max_padding`
+(microbatch.py; a share of the real tokens, or `unlimited`).
 """
 
 import json
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from cascade import load_stages
-from engine import DEVICES, ENGINES, PRECISIONS, Engine, EngineOptions, load_engine
+from engine import DEFAULT_ENGINES, DEVICES, Engine, EngineOptions, load_engine
 from microbatch import MAX_PADDING, run_unpadded
 from numpy.typing import NDArray
 
@@ -42,13 +42,15 @@ class TritonPythonModel:
         self._shares = _count(parameters, "workers")
         self._max_padding = _max_padding(parameters)
         folder = Path(args["model_repository"]) / args["model_version"]
+        # Of the version and not of the config, which serves two versions and is kept when another one is published.
+        precision = json.loads((folder / "manifest.json").read_bytes()).get("precision", "f32")
         options = EngineOptions(
             threads=_count(parameters, "intra_op_threads"),
             calls=self._shares,
             device=_text(parameters, "device", DEVICES[0]),
-            precision=_text(parameters, "precision", PRECISIONS[0]),
+            precision=precision,
         )
-        name = _text(parameters, "engine", ENGINES[0])
+        name = _text(parameters, "engine", DEFAULT_ENGINES[precision])
 
         def load(graph: Path) -> Engine:
             return load_engine(name, graph, options)

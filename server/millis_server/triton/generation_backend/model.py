@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     )
     from millis_server.triton.generation_backend.decoding.loop import Loop
     from millis_server.triton.generation_backend.decoding.parameters import number_input, read_request, text_input
-    from millis_server.triton.generation_backend.decoding.responses import FINAL, Responses, Stream, failure
+    from millis_server.triton.generation_backend.decoding.responses import FINAL, Refused, Responses, Stream, failure
     from millis_server.triton.generation_backend.decoding.sessions import SessionOutlet, Sessions
 else:
     from decoding.generator import GENERATORS, GeneratorOptions, InvalidRequest, load_generator
     from decoding.loop import Loop
     from decoding.parameters import number_input, read_request, text_input
-    from decoding.responses import FINAL, Responses, Stream, failure
+    from decoding.responses import FINAL, Refused, Responses, Stream, failure
     from decoding.sessions import SessionOutlet, Sessions
 
 
@@ -55,14 +55,14 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Takes requests in; one that cannot be read fails alone."""
         taken: list[Any] = []
-        streams = [stream for request in requests if (stream := self._stream(request, taken)) is not None]
-        if streams:
-            self._loop.submit(streams)
+        receivers = [found for request in requests if (found := self._receiver(request, taken)) is not None]
+        if receivers:
+            self._loop.submit(receivers)
         # Last, because it takes a while: the engine need not wait for it.
         for sender in taken:
             sender.send(flags=FINAL)
 
-    def _stream(self, request: Any, taken: list[Any]) -> Stream | None:
+    def _receiver(self, request: Any, taken: list[Any]) -> Stream | Refused | None:
         """What a request asks to be made; None when it asks for nothing, or cannot be read.
 
         Args:
@@ -79,14 +79,14 @@ class TritonPythonModel:
             if number is None and cancel is None:
                 self._sessions.open(name, sender)
                 return None
-            stream = self._of_session(request, name, number, cancel)
-        except (InvalidRequest, ValueError) as error:
+            receiver = self._of_session(request, name, number, cancel)
+        except Exception as error:  # one that cannot be read fails alone, whatever is wrong with it
             failure(sender, error)
             return None
         taken.append(sender)
-        return stream
+        return receiver
 
-    def _of_session(self, request: Any, name: str, number: int | None, cancel: int | None) -> Stream | None:
+    def _of_session(self, request: Any, name: str, number: int | None, cancel: int | None) -> Stream | Refused | None:
         session = self._sessions.get(name)
         if session is None:
             raise InvalidRequest(f"session: there is none of the name {name!r}")
@@ -97,9 +97,8 @@ class TritonPythonModel:
         outlet = SessionOutlet(session, number)
         try:
             asked = read_request(request, self._tokenizer)
-        except (InvalidRequest, ValueError) as error:
-            outlet.fail(error, cancelled=False)
-            return None
+        except Exception as error:  # it is told through the session, like all that becomes of its texts
+            return Refused(outlet, error)
         return Stream(outlet, asked, self._tokenizer)
 
     def finalize(self) -> None:

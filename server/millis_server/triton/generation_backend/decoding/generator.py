@@ -119,7 +119,7 @@ class Generator(Protocol):
         """Makes about one token for each text, and returns what is new.
 
         Raises:
-            GenerationFailed: one request came to nothing and is gone.
+            GenerationFailed: one request came to nothing and is gone. No piece of another is lost with it.
         """
 
     def cancel(self, number: int) -> None:

@@ -50,13 +50,15 @@ class OpenVinoGenerator:
             str(folder), _scheduler(options), "CPU", _properties(folder, options)
         )
         self._handles: dict[int, tuple[Any, Request]] = {}
+        self._failed: list[GenerationFailed] = []
+        """Told by the next step: this one has pieces of others to hand out."""
         guided = (folder / "openvino_tokenizer.xml").is_file()
         self._guides = GuideCheck(folder) if guided else None
 
     @property
     def busy(self) -> bool:
         """Whether a step has anything to do."""
-        return bool(self._pipeline.has_non_finished_requests())
+        return bool(self._failed or self._pipeline.has_non_finished_requests())
 
     def add(self, number: int, request: Request) -> None:
         """Takes a request in."""
@@ -70,17 +72,18 @@ class OpenVinoGenerator:
 
     def step(self) -> list[Piece]:
         """Makes about one token for each text."""
+        if self._failed:
+            raise self._failed.pop()
         self._pipeline.step()
         pieces: list[Piece] = []
         for number, (handle, request) in list(self._handles.items()):
-            if handle.can_read():
-                found = self._read(number, handle, request)
-                pieces += found
-                if all(piece.finish for piece in found):
-                    del self._handles[number]
+            found = self._read(number, handle, request) if handle.can_read() else []
+            pieces += found
+            if found and all(piece.finish for piece in found):
+                del self._handles[number]
             elif handle.get_status() == genai.GenerationStatus.IGNORED:
                 del self._handles[number]
-                raise GenerationFailed(number, "the engine has no memory left for it")
+                self._failed.append(GenerationFailed(number, "the engine has no memory left for it"))
         return pieces
 
     def cancel(self, number: int) -> None:

@@ -42,11 +42,13 @@ class TransformersGenerator:
         self._managers: dict[bool, Any] = {}
         self._under_way: dict[str, tuple[int, Request, int]] = {}
         """By the manager's name of a request: our number, the request, and how many of its tokens were handed out."""
+        self._failed: list[GenerationFailed] = []
+        """Told by the next step: this one has pieces of others to hand out."""
 
     @property
     def busy(self) -> bool:
         """Whether a step has anything to do."""
-        return bool(self._under_way)
+        return bool(self._failed or self._under_way)
 
     def add(self, number: int, request: Request) -> None:
         """Takes a request in."""
@@ -69,6 +71,8 @@ class TransformersGenerator:
 
     def step(self) -> list[Piece]:
         """Hands out what the managers have made; waits for something when there is nothing yet."""
+        if self._failed:
+            raise self._failed.pop()
         pieces: list[Piece] = []
         wait = WAIT_SECONDS / max(len(self._managers), 1)
         for manager in self._managers.values():
@@ -98,7 +102,8 @@ class TransformersGenerator:
         number, request, known = entry
         if output.error is not None:
             del self._under_way[output.request_id]
-            raise GenerationFailed(number, str(output.error))
+            self._failed.append(GenerationFailed(number, str(output.error)))
+            return []
         made = output.generated_tokens
         tokens, logprobs = made[known:], output.logprobs[known:] if request.logprobs else []
         finish = ""

@@ -17,7 +17,7 @@ from math import inf
 from time import monotonic, perf_counter
 from typing import Protocol
 
-from .generator import GenerationFailed, Generator, InvalidRequest, Piece, Request
+from .generator import GenerationFailed, Generator, Piece, Request
 
 SWITCH_SECONDS = 0.0005
 """How soon a thread that waits for the interpreter lock may have it; Python's own 5 ms is several steps of a small
@@ -52,7 +52,9 @@ class EngineFailed(RuntimeError):
 class Receiver(Protocol):
     """Who gets what is made for one request."""
 
-    request: Request
+    @property
+    def request(self) -> Request:
+        """What it asks for; raises what is wrong with it when it could not be read."""
 
     def take(self, pieces: Sequence[Piece]) -> bool:
         """Takes in what a step made for the request; returns whether it wants more."""
@@ -125,26 +127,34 @@ class Loop:
         self._generator.close()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._arrived or self._stopping or self._generator.busy):
-                    if not self._changed.wait(IDLE_LOOK_SECONDS if self._outlets else None):
-                        break
-                if self._stopping:
-                    return
-                arrived = self._gather()
-            for receiver in arrived:
-                self._add(receiver)
-            began = perf_counter()
-            self._step()
-            if arrived:
-                took = perf_counter() - began
-                self._reading += GAIN * (took - self._reading) if self._reading else took
-            self._outlets.flush()
-            if (now := monotonic()) >= self._look:
-                self._look = now + LOOK_SECONDS
-                self._drop_who_left()
-                self._outlets.look()
+        try:
+            while self._turn():
+                pass
+        except Exception as error:  # whatever the engine raises, it is no longer in a state to go on from
+            self._give_up(error)
+
+    def _turn(self) -> bool:
+        """One step with what comes before and after it; returns whether there is another."""
+        with self._changed:
+            while not (self._arrived or self._stopping or self._generator.busy):
+                if not self._changed.wait(IDLE_LOOK_SECONDS if self._outlets else None):
+                    break
+            if self._stopping:
+                return False
+            arrived = self._gather()
+        for receiver in arrived:
+            self._add(receiver)
+        began = perf_counter()
+        self._step()
+        if arrived:
+            took = perf_counter() - began
+            self._reading += GAIN * (took - self._reading) if self._reading else took
+        self._outlets.flush()
+        if (now := monotonic()) >= self._look:
+            self._look = now + LOOK_SECONDS
+            self._drop_who_left()
+            self._outlets.look()
+        return True
 
     def _gather(self) -> list[Receiver]:
         """What has arrived, and what arrives in the same moment."""
@@ -161,7 +171,7 @@ class Loop:
         number = next(self._numbers)
         try:
             self._generator.add(number, receiver.request)
-        except InvalidRequest as error:
+        except Exception as error:  # a wrong request must not end the others
             receiver.fail(error)
             return
         self._under_way[number] = receiver
@@ -172,15 +182,20 @@ class Loop:
         try:
             pieces = self._generator.step()
         except GenerationFailed as error:
-            self._under_way.pop(error.number).fail(error)
-            return
-        except Exception as error:  # whatever the engine raises, it is no longer in a state to go on from
-            self._give_up(error)
+            if (failed := self._under_way.pop(error.number, None)) is not None:
+                failed.fail(error)
             return
         for number, group in itertools.groupby(pieces, key=lambda piece: piece.number):
-            if not self._under_way[number].take(list(group)):
+            if not self._take(self._under_way[number], list(group)):
                 del self._under_way[number]
                 self._generator.cancel(number)
+
+    def _take(self, receiver: Receiver, pieces: Sequence[Piece]) -> bool:
+        try:
+            return receiver.take(pieces)
+        except Exception as error:  # what cannot be told to one caller must not end the others
+            receiver.fail(error)
+            return False
 
     def _drop_who_left(self) -> None:
         for number, receiver in list(self._under_way.items()):

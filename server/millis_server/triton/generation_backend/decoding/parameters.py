@@ -68,7 +68,7 @@ def read_request(request: Any, tokenizer: tokenizers.Tokenizer) -> Asked:
 def _guide(given: str | dict[str, Any]) -> Guide:
     if isinstance(given, str):
         given = dict(json.loads(given))
-    kinds = [kind for kind in GUIDES if given.get(kind)]
+    kinds = [kind for kind in GUIDES if given.get(kind) is not None]
     if len(kinds) != 1:
         raise InvalidRequest(f"guided_decoding: must have one of {', '.join(GUIDES)}")
     rule = given[kinds[0]]

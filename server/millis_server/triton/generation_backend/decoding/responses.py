@@ -66,6 +66,36 @@ class Stream:
         self._outlet.fail(error, cancelled)
 
 
+class Refused:
+    """A request that could not be read. The engine's thread tells its caller, because only it writes to outlets.
+
+    Args:
+        outlet: where the error goes.
+        error: what is wrong.
+    """
+
+    def __init__(self, outlet: Outlet, error: Exception) -> None:
+        self._outlet = outlet
+        self._error = error
+
+    @property
+    def request(self) -> Request:
+        """Raises what is wrong."""
+        raise self._error
+
+    def take(self, pieces: Sequence[Piece]) -> bool:
+        """Nothing is made for it."""
+        return False
+
+    def left(self) -> bool:
+        """Whether the caller has gone."""
+        return self._outlet.left()
+
+    def fail(self, error: Exception, cancelled: bool = False) -> None:
+        """Ends with an error."""
+        self._outlet.fail(error, cancelled)
+
+
 class Responses:
     """The outlet of a request that Triton answers by itself, with the tensors of vLLM's backend.
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from .generator import Piece
+from .generator import InvalidRequest, Piece
 from .responses import FINAL
 
 FINISHES = {"": 0, "stop": 1, "length": 2}
@@ -185,7 +185,13 @@ class Sessions:
         return bool(self._open)
 
     def open(self, name: str, sender: Any) -> None:
-        """Opens a session."""
+        """Opens a session.
+
+        Raises:
+            InvalidRequest: there is one of that name.
+        """
+        if name in self._open:
+            raise InvalidRequest(f"session: there is one of the name {name!r}")
         self._open[name] = Session(sender, self._courier)
 
     def get(self, name: str) -> Session | None:
