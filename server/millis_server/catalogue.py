@@ -97,10 +97,16 @@ class Variant:
 
 
 class Catalogue:
-    """All variants by the name of their folder, with the questions a request asks of them."""
+    """All variants by the name of their folder, with the questions a request asks of them.
+
+    Attributes:
+        variants: by folder.
+        unreadable: folders without any manifest that can be read, and why.
+    """
 
     def __init__(self) -> None:
         self.variants: dict[str, Variant] = {}
+        self.unreadable: dict[str, str] = {}
         self._watchers: set[asyncio.Queue[str]] = set()
 
     def models(self) -> list[str]:
@@ -115,9 +121,15 @@ class Catalogue:
         """
         found = [variant for variant in self.variants.values() if variant.manifest.model == model]
         if not found:
-            known = ", ".join(self.models()) or "none"
-            raise ModelNotFound("model", model, f"no model {model!r}; models are: {known}")
+            raise self.not_found(model, f"no model {model!r}")
         return sorted(found, key=lambda variant: variant.manifest.variant)
+
+    def not_found(self, model: str, problem: str) -> ModelNotFound:
+        """The error for a model that is not there: names those that are, and why folders of that name were ignored."""
+        known = ", ".join(self.models()) or "none"
+        # Only its manifest says whose a folder is; its name begins with the model's.
+        ignored = [f"; ignored {name}: {why}" for name, why in self.unreadable.items() if name.startswith(f"{model}-")]
+        return ModelNotFound("model", model, f"{problem}; models are: {known}{''.join(ignored)}")
 
     def default_model(self, task: TaskName) -> str | None:
         """The model of a task that requests without a name mean: the only one, or the one published as default."""

@@ -102,7 +102,7 @@ class Generations:
         served = choice.served
         streams = served.lane
         assert isinstance(streams, Streams), "a model that generates has streams. This is a bug."
-        with streams.in_use():
+        with streams:
             prompt = await self._prepare(task, served)
             left = None if wishes.time_left is None else wishes.time_left - (perf_counter() - began)
             async with streams.places.take(prompt.width, prompt.tokens, left):

@@ -34,6 +34,11 @@ INLINE_INPUTS = 64
 """Requests with more inputs than this are pre- and post-processed on a thread, for the same reason."""
 
 
+def is_long(demand: Demand) -> bool:
+    """Whether work on so much text belongs on a thread."""
+    return demand.inputs > INLINE_INPUTS or demand.characters > INLINE_CHARACTERS
+
+
 @dataclass(frozen=True, slots=True)
 class Times:
     """Where the time went, in seconds."""
@@ -112,13 +117,13 @@ class Inference:
         """
         started = perf_counter()
         expires = inf if wishes.time_left is None else started + wishes.time_left
-        with self._admitted(task.inputs):
+        with self.admitted(task.inputs):
             demand = Demand(task.inputs, task.characters)
             choice = self._choose(self._catalogue.resolve(model, task.name, task.answered_by), demand, wishes)
             served = choice.served
             lane = cast(Lane, served.lane)  # the way to every model but those that generate
-            off_loop = demand.inputs > INLINE_INPUTS or demand.characters > INLINE_CHARACTERS
-            with self._predictor.under_way(choice.forecast, wishes.hurried) as booking:
+            off_loop = is_long(demand)
+            with lane, self._predictor.under_way(choice.forecast, wishes.hurried) as booking:
                 if off_loop:
                     prepared = await asyncio.to_thread(task.preprocess, served.manifest, served.tokenizer)
                 else:
@@ -163,8 +168,13 @@ class Inference:
         return choice
 
     @contextmanager
-    def _admitted(self, inputs: int) -> Iterator[None]:
-        """Takes inputs in, before any work is done for them, or refuses."""
+    def admitted(self, inputs: int) -> Iterator[None]:
+        """Takes inputs in for the length of a `with` block, before any work is done for them, or refuses.
+
+        Raises:
+            Draining: the gateway is stopping.
+            Overloaded: too many are being worked on.
+        """
         if self.draining:
             raise Draining("the gateway is stopping")
         if self.pending + inputs > self._max_pending:

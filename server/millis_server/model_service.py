@@ -17,6 +17,7 @@ from millis_server.errors import InvalidField
 from millis_server.manifest import LatencyPoint, TaskName
 from millis_server.observability.metrics import Metrics
 from millis_server.reload import Reloader
+from millis_server.requests import checked_name
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
@@ -99,10 +100,10 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         """Every model, then each that changes."""
         with self._catalogue.watch() as changes:
             if request.name:
-                self._catalogue.variants_of(request.name)  # raises when there is no such model
+                self._catalogue.variants_of(_name(request.name))  # raises when there is no such model
             for name in self._catalogue.models():
                 if request.name in ("", name):
-                    yield pb.WatchModelsResponse(name=name, model=self._model(name))
+                    yield self._change(name)  # it may be gone since the one before was sent
             while True:
                 name = await changes.get()
                 if request.name in ("", name):
@@ -183,7 +184,7 @@ def _milliseconds(value: float) -> Duration:
 def _name(name: str) -> str:
     if not name:
         raise InvalidField("name", "is empty")
-    return name
+    return checked_name("name", name)
 
 
 def _page_token(last: str) -> str:

@@ -15,25 +15,19 @@ import asyncio
 import logging
 from collections import defaultdict
 from dataclasses import replace
-from datetime import UTC, datetime
-from math import inf
 from time import monotonic
 
 from millis_server import repository, selfcheck
-from millis_server.catalogue import Catalogue, Refusal, State, Variant
-from millis_server.errors import LoadFailed, MillisError, ModelNotFound, ModelUnavailable
+from millis_server.catalogue import Catalogue, State, Variant
+from millis_server.errors import LoadFailed, MillisError, ModelUnavailable
 from millis_server.manifest_files import ManifestError, read_manifest
+from millis_server.recovery import Recovery
 from millis_server.settings import Settings
 from millis_server.triton.client import TritonClient
 from millis_server.triton.streams import TritonStreams
-from millis_server.version_loader import READY, VersionLoader, VersionRefused
+from millis_server.version_loader import VersionLoader, VersionRefused, refusal_of
 
 LOG = logging.getLogger("millis.reload")
-
-RETRY_SECONDS = 5.0
-"""When a version is tried again that was refused for a reason that may pass; the pause doubles with every try."""
-
-LONGEST_RETRY_SECONDS = 600.0
 
 
 class Reloader:
@@ -55,7 +49,7 @@ class Reloader:
         self._held_back: dict[str, list[str]] = {}
         """Versions present when a folder was unloaded on request, or found unreadable: it is left alone until
         they change."""
-        self._recoveries: dict[str, asyncio.Task[None]] = {}
+        self._recovery = Recovery(self._versions, catalogue, self._locks, self._look)
 
     async def watch(self) -> None:
         """Looks at the repository for ever, and follows it."""
@@ -69,10 +63,15 @@ class Reloader:
                 LOG.exception("following the repository failed; it is tried again")
 
     async def sync(self) -> None:
-        """Follows the repository once: new, changed and removed variants side by side."""
+        """Follows the repository once: new, changed and removed variants side by side.
+
+        A variant that recovers is left to its recovery, which looks by itself and may take long.
+        """
         found = await asyncio.to_thread(repository.scan, self._settings.model_repository)
-        names = sorted(found.keys() | self._catalogue.variants.keys())
-        await asyncio.gather(*(self._follow(name, found.get(name, [])) for name in names))
+        variants = self._catalogue.variants
+        names = found.keys() | variants.keys() | self._catalogue.unreadable.keys()
+        idle = [name for name in names if name not in variants or variants[name].state is not State.RECOVERING]
+        await asyncio.gather(*(self._keep_up(name, found.get(name, [])) for name in sorted(idle)))
 
     async def load_model(self, model: str) -> None:
         """Brings the newest good versions of a logical model into service, also of an unloaded one.
@@ -80,32 +79,41 @@ class Reloader:
         Raises:
             ModelNotFound: the repository has no such model.
             LoadFailed: a variant has no version that could be brought into service, or its newest was refused.
+            ModelUnavailable: Triton could not be asked to load a version, or a variant is not ready yet.
         """
         found = await asyncio.to_thread(repository.scan, self._settings.model_repository)
         names = [name for name in found if self._belongs(name, found[name], model)]
         if not names:
-            known = ", ".join(self._catalogue.models()) or "none"
-            raise ModelNotFound("model", model, f"the repository has no model {model!r}; models are: {known}")
+            raise self._catalogue.not_found(model, f"the repository has no model {model!r}")
         for name in names:
             self._held_back.pop(name, None)
             if name in self._catalogue.variants:
                 self._catalogue.variants[name].refused.clear()
-        await asyncio.gather(*(self._follow(name, found[name]) for name in names))
+        outcomes = await asyncio.gather(*(self._follow(name, found[name]) for name in names), return_exceptions=True)
+        variants = {name: self._catalogue.variants[name] for name in names if name in self._catalogue.variants}
         refusals = [
             f"{name} version {refusal.version}: {refusal.reason}"
-            for name in names
-            for refusal in self._catalogue.variants[name].refused.values()
+            for name, variant in variants.items()
+            for refusal in variant.refused.values()
         ]
         if refusals:
             raise LoadFailed("; ".join(refusals))
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+        for name, variant in variants.items():
+            if variant.state is not State.READY:
+                raise ModelUnavailable(f"{name} is {variant.state.value}: {variant.reason}")
 
     async def unload_model(self, model: str) -> None:
         """Takes a logical model out of service once requests under way are answered.
 
         Raises:
             ModelNotFound: there is no such model.
+            BackendFault, ModelUnavailable: Triton could not drop a variant, which is out of service all the same.
         """
         self._catalogue.variants_of(model)
+        failure: MillisError | None = None
         for name, variant in list(self._catalogue.variants.items()):
             if variant.manifest.model != model:
                 continue
@@ -113,36 +121,47 @@ class Reloader:
                 found = await asyncio.to_thread(repository.scan, self._settings.model_repository)
                 self._held_back[name] = found.get(name, [])
                 await self._take_out(variant, State.UNLOADED, "unloaded on request")
-                await self._client.unload(name)
-                self._catalogue.changed(model)
+                try:
+                    await self._client.unload(name)
+                except MillisError as error:
+                    failure = error
+        if failure is not None:
+            raise failure
 
     def recover(self, name: str) -> None:
         """Starts loading a variant anew whose process died, unless that is under way already."""
-        variant = self._catalogue.variants.get(name)
-        if variant is None or name in self._recoveries or variant.state is not State.READY:
-            return
-        variant.state = State.RECOVERING
-        variant.reason = "its process died and is being started again"
-        self._catalogue.changed(variant.manifest.model)
-        task = asyncio.create_task(self._recover(name, variant))
-        self._recoveries[name] = task
-        task.add_done_callback(lambda _: self._recoveries.pop(name, None))
+        self._recovery.begin(name)
 
-    async def recover_all(self) -> None:
-        """Loads everything anew, after Triton itself was started again."""
+    def recover_all(self) -> None:
+        """Starts loading everything anew, after Triton itself was started again."""
         for name in list(self._catalogue.variants):
-            self.recover(name)
-        await asyncio.gather(*self._recoveries.values())
+            self._recovery.begin(name)
+
+    async def _look(self, name: str) -> None:
+        """Follows one variant."""
+        found = await asyncio.to_thread(repository.scan, self._settings.model_repository)
+        await self._keep_up(name, found.get(name, []))
+
+    async def _keep_up(self, name: str, versions: list[str]) -> None:
+        """As `_follow`, but what Triton says against it is only logged: the next look tries again."""
+        try:
+            await self._follow(name, versions)
+        except MillisError as error:
+            LOG.warning("%s: %s", name, error)
 
     async def _follow(self, name: str, versions: list[str]) -> None:
-        """Brings one variant to the newest good one of `versions` (newest first)."""
+        """Brings one variant to the newest good one of `versions` (newest first).
+
+        Raises:
+            ModelUnavailable: Triton could not be asked, which says nothing about the versions.
+            BackendFault: Triton failed at something else than loading one.
+        """
         async with self._locks[name]:
-            variant = self._catalogue.variants.get(name)
-            if variant is not None and variant.state is State.RECOVERING:
-                return
             if self._held_back.get(name) == versions:
                 return
             self._held_back.pop(name, None)
+            self._catalogue.unreadable.pop(name, None)
+            variant = self._catalogue.variants.get(name)
             if not versions:
                 if variant is not None:
                     await self._remove(name, variant)
@@ -153,7 +172,8 @@ class Reloader:
                     return
             for gone in variant.refused.keys() - set(versions):
                 del variant.refused[gone]
-            await self._follow_config(name, variant)
+            if variant.state is not State.RECOVERING:  # else with the first look after it
+                await self._follow_config(name, variant)
             await self._bring_newest(name, variant, versions)
 
     async def _follow_config(self, name: str, variant: Variant) -> None:
@@ -210,24 +230,24 @@ class Reloader:
                 break
             except VersionRefused as error:
                 LOG.error("refused %s version %s: %s", name, version, error)
-                variant.refused[version] = _refusal(version, error, refusal)
+                variant.refused[version] = refusal_of(version, error, refusal)
                 self._catalogue.changed(variant.manifest.model)
             except ModelUnavailable as error:
-                # Triton is away, which says nothing about the version: the next look tries again.
-                LOG.warning("%s version %s: %s", name, version, error)
-                return
+                if variant.current is None:
+                    variant.reason = f"version {version} is not loaded yet: {error}"
+                raise
         serving = variant.current is not None and variant.current.version in versions
         if not serving and variant.state is not State.FAILED:
             await self._take_out(variant, State.FAILED, "no version of it could be brought into service")
-            self._catalogue.changed(variant.manifest.model)
 
     async def _bring(self, name: str, variant: Variant, version: str) -> None:
         """Moves traffic to `version`: the standby at once, any other once it is loaded, warmed and checked."""
         old = variant.current
+        dead = variant.state is State.RECOVERING
         if variant.standby is not None and variant.standby.version == version:
             served, variant.standby = variant.standby, None
         else:
-            served = await self._versions.load(name, version)
+            served = await self._versions.load(name, version, anew=dead)
         variant.manifest = served.manifest
         variant.current = served
         variant.state = State.READY
@@ -236,7 +256,9 @@ class Reloader:
         self._catalogue.changed(served.manifest.model)
         if old is not None:
             await old.lane.drain()
-            if int(old.version) < int(version):
+            if dead:
+                variant.standby = None
+            elif int(old.version) < int(version):
                 variant.standby = old
             else:
                 # The newer version was deleted: let Triton drop it and load the one before as the new standby.
@@ -255,48 +277,26 @@ class Reloader:
             self._catalogue.variants[name] = variant
             self._catalogue.changed(manifest.model)
             return variant
-        LOG.error("ignored %s: %s", name, "; ".join(problems))
+        self._catalogue.unreadable[name] = "; ".join(problems)
+        LOG.error("ignored %s: %s", name, self._catalogue.unreadable[name])
         self._held_back[name] = versions
         return None
 
     async def _remove(self, name: str, variant: Variant) -> None:
         del self._catalogue.variants[name]
         await self._take_out(variant, State.UNLOADED, "removed from the repository")
-        await self._client.unload(name)
         LOG.info("%s was removed from the repository", name)
-        self._catalogue.changed(variant.manifest.model)
+        await self._client.unload(name)
 
     async def _take_out(self, variant: Variant, state: State, reason: str) -> None:
-        """Ends traffic to a variant and waits for the requests under way."""
+        """Ends traffic to a variant, tells watchers, and waits for the requests under way."""
         leaving = [served for served in (variant.current, variant.standby) if served is not None]
         variant.current = variant.standby = None
         variant.state = state
         variant.reason = reason
+        self._catalogue.changed(variant.manifest.model)
         for served in leaving:
             await served.lane.drain()
-
-    async def _recover(self, name: str, variant: Variant) -> None:
-        """Loads a variant anew. A plain load would change nothing: to Triton the dead version is still ready."""
-        LOG.warning("%s: %s", name, variant.reason)
-        async with self._locks[name]:
-            pause = 0.2
-            while (served := variant.current) is not None:
-                try:
-                    await self._client.unload(name)
-                    variant.standby = None
-                    state = await self._versions.load_in_triton(name, served.version)
-                    if state == READY:
-                        await selfcheck.check(served)
-                        variant.state = State.READY
-                        variant.reason = ""
-                        LOG.info("%s version %s is back", name, served.version)
-                        self._catalogue.changed(variant.manifest.model)
-                        return
-                    variant.reason = state
-                except (MillisError, selfcheck.SelfCheckFailed) as error:
-                    variant.reason = f"it could not be started again yet: {error}"
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, 5.0)
 
     def _belongs(self, name: str, versions: list[str], model: str) -> bool:
         """Whether a folder belongs to a logical model, by what is known or by its newest readable manifest."""
@@ -308,11 +308,3 @@ class Reloader:
             except ManifestError:
                 continue
         return False
-
-
-def _refusal(version: str, error: VersionRefused, before: Refusal | None) -> Refusal:
-    """A machine too busy to start a process in time is no fault of the version: it is tried again, ever more seldom."""
-    tries = before.tries + 1 if before is not None else 1
-    pause = min(RETRY_SECONDS * 2 ** (tries - 1), LONGEST_RETRY_SECONDS)
-    again = monotonic() + pause if error.passing else inf
-    return Refusal(version, str(error), datetime.now(UTC), tries, again)

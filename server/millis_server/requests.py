@@ -30,6 +30,8 @@ InferenceRequest: TypeAlias = (
 )
 
 MAX_ID_CHARACTERS = 128
+MAX_NAME_CHARACTERS = 128
+"""Of a model, version or variant: errors repeat the name, and what gRPC sends beside an answer has to be small."""
 
 Value = TypeVar("Value")
 
@@ -201,6 +203,22 @@ def options(request: InferenceRequest) -> types.RequestOptions:
     return found
 
 
+def model(request: InferenceRequest) -> str:
+    """The model that a request names; empty is the default one."""
+    return checked_name("model", request.model)
+
+
+def checked_name(field: str, name: str) -> str:
+    """Returns a name, unless it is longer than any name is.
+
+    Raises:
+        InvalidField: it is.
+    """
+    if len(name) > MAX_NAME_CHARACTERS:
+        raise InvalidField(field, f"has {len(name)} characters, the limit is {MAX_NAME_CHARACTERS}")
+    return name
+
+
 def wishes(request: InferenceRequest, time_left: float | None) -> Wishes:
     """The caller's wishes on the choice of version and variant.
 
@@ -208,7 +226,7 @@ def wishes(request: InferenceRequest, time_left: float | None) -> Wishes:
         request: any.
         time_left: seconds until the caller's deadline; None is no deadline.
     """
-    version = request.version
+    version = checked_name("version", request.version)
     found = options(request)
     if not found.HasField("slo"):
         return Wishes(version=version, time_left=time_left)
@@ -218,7 +236,7 @@ def wishes(request: InferenceRequest, time_left: float | None) -> Wishes:
         raise InvalidField("options.slo.latency_target", f"is {seconds:g} s, it must be more than 0")
     return Wishes(
         version=version,
-        pin_variant=found.slo.pin_variant,
+        pin_variant=checked_name("options.slo.pin_variant", found.slo.pin_variant),
         # A float carries seven digits: 0.93 arrives as 0.93000001, above a measured 0.93.
         min_quality=round(_score("options.slo.min_quality", found.slo.min_quality), 6),
         latency_target=seconds,

@@ -106,12 +106,7 @@ class Gateway:
         await self._start_triton()
         await self._reloader.sync()
         if not self._ready_models():
-            reasons = {
-                f"{name}: {refusal.reason}"
-                for name, variant in self.catalogue.variants.items()
-                for refusal in variant.refused.values()
-            }
-            raise StartFailed("no model could be brought into service: " + "; ".join(sorted(reasons)))
+            raise StartFailed("no model could be brought into service: " + "; ".join(self._problems()))
         await self._set_health()
         self._background = [
             asyncio.create_task(self._reloader.watch()),
@@ -198,12 +193,20 @@ class Gateway:
                 raise TritonFailed(f"Triton died {MAX_DEATHS} times in {DEATHS_SECONDS} s; the last time:\n{words}")
             LOG.error("%s", words)
             await self._triton.start(self._settings.startup_timeout_seconds)
-            await self._reloader.recover_all()
+            self._reloader.recover_all()
         await asyncio.Event().wait()
 
     def _ready_models(self) -> list[str]:
         ready = {v.manifest.model for v in self.catalogue.variants.values() if v.state is State.READY}
         return sorted(ready)
+
+    def _problems(self) -> list[str]:
+        """Why variants do not answer: of each what was refused, or else how far it came."""
+        found = [f"{name}: {reason}" for name, reason in self.catalogue.unreadable.items()]
+        for name, variant in self.catalogue.variants.items():
+            refusals = [refusal.reason for refusal in variant.refused.values()]
+            found += [f"{name}: {reason}" for reason in refusals or [variant.reason or variant.state.value]]
+        return sorted(set(found))
 
     async def _follow_catalogue(self) -> None:
         """Keeps health and cache in step with what takes traffic."""

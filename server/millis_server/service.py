@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeVar
 
 from millis.v1 import inference_pb2 as inference
@@ -15,14 +17,14 @@ from millis_server.cache import Status
 from millis_server.catalogue import Catalogue
 from millis_server.generation import Finished, Generations
 from millis_server.generation_messages import message
-from millis_server.infer import Answer, Inference
+from millis_server.infer import Answer, Inference, is_long
 from millis_server.manifest import Manifest
 from millis_server.observability.metrics import Metrics
 from millis_server.offsets import OffsetUnit, converter
 from millis_server.prediction import Predictor
 from millis_server.requests import InferenceRequest, RequestReader
 from millis_server.response_info import duration, served_by
-from millis_server.routing import Demand, choose
+from millis_server.routing import Choice, Demand, choose
 from millis_server.tasks import Task
 from millis_server.tasks.embedding import Encoding
 from millis_server.tasks.token_classification import TaggedText
@@ -103,11 +105,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         task = self._reader.classify_tokens(request)
         unit = requests.offset_unit(request)
         answer = await self._run(task, request, context)
-        given = bool(request.word_lists)
-        return inference.ClassifyTokensResponse(
-            results=[_tagged(text, unit, given) for text in answer.results],
-            info=_info(request, answer, task.inputs),
-        )
+        respond = partial(_tagged_texts, request, answer, unit)
+        if request.include_tokens and is_long(Demand(task.inputs, task.characters)):
+            return await asyncio.to_thread(respond)
+        return respond()
 
     @answering
     async def EmbedText(  # noqa: N802
@@ -151,27 +152,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         texts = self._reader.texts("texts", request.texts)
         unit = requests.offset_unit(request)
         special = request.add_special_tokens if request.HasField("add_special_tokens") else True
-        model = request.model or self._catalogue.only_model("Tokenize")
+        model = requests.model(request) or self._catalogue.only_model("Tokenize")
         # No variant is better or slower at this, so the deadline plays no part in the choice.
+        wishes = requests.wishes(request, None)
         demand = Demand(len(texts), sum(map(len, texts)))
-        choice = choose(self._catalogue.variants_of(model), self._predictor, demand, requests.wishes(request, None))
-        served = choice.served
-        results = [_tokens(served.tokenizer, text, special, unit) for text in texts]
-        return inference.TokenizeResponse(
-            results=results,
-            max_tokens=served.manifest.max_tokens,
-            info=types.ResponseInfo(
-                client_request_id=request.options.client_request_id,
-                served_by=types.ServedBy(
-                    model=served.manifest.model,
-                    version=served.version,
-                    variant=served.manifest.variant,
-                    reason=choice.reason,
-                ),
-                usage=types.Usage(inputs=len(texts), tokens=sum(len(result.tokens) for result in results)),
-                cache_status=types.CACHE_STATUS_DISABLED,
-            ),
-        )
+        with self._path.admitted(demand.inputs):
+            choice = choose(self._catalogue.variants_of(model), self._predictor, demand, wishes)
+            respond = partial(_tokenized, request, texts, choice, special, unit)
+            return await asyncio.to_thread(respond) if is_long(demand) else respond()
 
     @answering_stream
     async def GenerateText(  # noqa: N802
@@ -180,7 +168,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """Text that goes on from a prompt."""
         task = self._reader.generate_text(request)
         wishes = requests.wishes(request, context.time_remaining())
-        async with aclosing(self._generations.run(task, request.model, wishes)) as events:
+        async with aclosing(self._generations.run(task, requests.model(request), wishes)) as events:
             async for event in events:
                 if isinstance(event, Finished):
                     self.metrics.generated(event)
@@ -188,7 +176,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _run(self, task: Task[Result], request: InferenceRequest, context: Context) -> Answer[Result]:
         wishes = requests.wishes(request, context.time_remaining())
-        answer = await self._path.run(task, request.model, wishes, requests.cache_policy(request))
+        answer = await self._path.run(task, requests.model(request), wishes, requests.cache_policy(request))
         if answer.cache != "hit":
             manifest = answer.choice.served.manifest
             self.metrics.computed(manifest.model, manifest.variant, answer.times.queue, answer.times.infer)
@@ -220,6 +208,14 @@ def _info(request: InferenceRequest, answer: Answer[Any], inputs: int) -> types.
     return info
 
 
+def _tagged_texts(
+    request: inference.ClassifyTokensRequest, answer: Answer[TaggedText], unit: OffsetUnit
+) -> inference.ClassifyTokensResponse:
+    given = bool(request.word_lists)
+    results = [_tagged(text, unit, given) for text in answer.results]
+    return inference.ClassifyTokensResponse(results=results, info=_info(request, answer, len(results)))
+
+
 def _tagged(tagged: TaggedText, unit: OffsetUnit, given_words: bool) -> inference.TokenClassification:
     convert = converter(tagged.text, unit)
     number = SPAN_UNITS[unit]
@@ -245,6 +241,28 @@ def _tagged(tagged: TaggedText, unit: OffsetUnit, given_words: bool) -> inferenc
             for token in tagged.tokens
         ],
         windows=tagged.windows,
+    )
+
+
+def _tokenized(
+    request: inference.TokenizeRequest, texts: Sequence[str], choice: Choice, special: bool, unit: OffsetUnit
+) -> inference.TokenizeResponse:
+    served = choice.served
+    results = [_tokens(served.tokenizer, text, special, unit) for text in texts]
+    return inference.TokenizeResponse(
+        results=results,
+        max_tokens=served.manifest.max_tokens,
+        info=types.ResponseInfo(
+            client_request_id=request.options.client_request_id,
+            served_by=types.ServedBy(
+                model=served.manifest.model,
+                version=served.version,
+                variant=served.manifest.variant,
+                reason=choice.reason,
+            ),
+            usage=types.Usage(inputs=len(texts), tokens=sum(len(result.tokens) for result in results)),
+            cache_status=types.CACHE_STATUS_DISABLED,
+        ),
     )
 
 

@@ -13,6 +13,9 @@ MAX_LANES = 64
 """More Triton requests under way at once would only wait there."""
 
 
+MAX_PORT = 65535
+
+
 class ConfigError(ValueError):
     """A setting that cannot be used; the message is one line and names it."""
 
@@ -33,7 +36,7 @@ class Settings(BaseSettings):
 
     model_repository: Path = Field(Path("model_repository"), description="folder of the published models")
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(50051, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    port: int = Field(50051, ge=0, le=MAX_PORT, description="port to listen on; 0 takes a free one")
     triton_url: str = Field(
         "",
         description="host:port of a running Triton (HTTP) that serves the same repository; empty starts one",
@@ -95,7 +98,7 @@ class Settings(BaseSettings):
     )
 
     metrics_host: str = Field("127.0.0.1", description="address on which Prometheus metrics are served")
-    metrics_port: int = Field(9464, ge=0, le=65535, description="port of the Prometheus metrics; 0 serves none")
+    metrics_port: int = Field(9464, ge=0, le=MAX_PORT, description="port of the Prometheus metrics; 0 serves none")
 
     def triton_grpc(self) -> str:
         """host:port of the gRPC service of a Triton that already runs."""
@@ -107,10 +110,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_pending_inputs ({self.max_pending_inputs}) must be at least max_inputs ({self.max_inputs})"
             )
-        if self.triton_url and ":" not in self.triton_url:
-            raise ValueError(f"triton_url must be host:port, not {self.triton_url!r}")
-        if self.triton_grpc_url and ":" not in self.triton_grpc_url:
-            raise ValueError(f"triton_grpc_url must be host:port, not {self.triton_grpc_url!r}")
+        for name in ("triton_url", "triton_grpc_url"):
+            url: str = getattr(self, name)
+            host, _, port = url.rpartition(":")
+            if url and not (host and port.isdecimal() and 1 <= int(port) <= MAX_PORT):
+                raise ValueError(f"{name} must be host:port with a port of 1 to {MAX_PORT}, not {url!r}")
         return self
 
 

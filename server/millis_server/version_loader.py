@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
+from time import monotonic
 
 from millis_server import selfcheck
-from millis_server.catalogue import Served
+from millis_server.catalogue import Refusal, Served
 from millis_server.errors import MillisError, ModelUnavailable
 from millis_server.manifest import TOKENIZER_FILE, Manifest
 from millis_server.manifest_files import ManifestError, read_manifest, verify_files
@@ -18,6 +21,11 @@ from millis_server.triton.streams import Streams, TritonStreams
 
 READY = "READY"
 """What Triton says of a version that can answer."""
+
+RETRY_SECONDS = 5.0
+"""When a version is tried again that was refused for a reason that may pass; the pause doubles with every try."""
+
+LONGEST_RETRY_SECONDS = 600.0
 
 
 class VersionRefused(Exception):
@@ -47,8 +55,8 @@ class VersionLoader:
         self._client = client
         self._streams = streams
 
-    async def load(self, name: str, version: str) -> Served:
-        """Loads one version of the variant in folder `name`.
+    async def load(self, name: str, version: str, *, anew: bool = False) -> Served:
+        """Loads one version of the variant in folder `name`; `anew` as in `load_in_triton`.
 
         Raises:
             VersionRefused: its files, Triton or its self-check say no.
@@ -62,7 +70,7 @@ class VersionLoader:
             raise VersionRefused(str(error)) from error
         except Exception as error:  # tokenizers raises plain Exception for a file it cannot read
             raise VersionRefused(f"{folder / TOKENIZER_FILE}: {error}") from error
-        state = await self.load_in_triton(name, version)
+        state = await self.load_in_triton(name, version, anew=anew)
         if state != READY:
             raise VersionRefused(f"Triton did not load it: {state}", passing=True)
         try:
@@ -73,9 +81,21 @@ class VersionLoader:
             raise VersionRefused(str(error), passing=True) from error
         return served
 
-    async def load_in_triton(self, name: str, version: str) -> str:
-        """Loads what the variant's config asks for and returns what Triton says of one version."""
+    async def load_in_triton(self, name: str, version: str, *, anew: bool = False) -> str:
+        """Loads what the variant's config asks for and returns what Triton says of one version.
+
+        Args:
+            name: folder of the variant.
+            version: that is asked about.
+            anew: whether all of it is unloaded first: to Triton a version whose process died is still ready, and a
+                plain load changes nothing.
+
+        Raises:
+            BackendFault, ModelUnavailable: as `TritonClient.versions`.
+        """
         try:
+            if anew:
+                await self._client.unload(name)
             await self._client.load(name)
         except ModelUnavailable:
             raise
@@ -110,3 +130,19 @@ def _read(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
     return manifest
+
+
+def refusal_of(version: str, error: VersionRefused, before: Refusal | None) -> Refusal:
+    """What is kept of a refusal.
+
+    A machine too busy to start a process in time is no fault of the version: it is tried again, ever more seldom.
+
+    Args:
+        version: that was refused.
+        error: why.
+        before: what was kept of the try before.
+    """
+    tries = before.tries + 1 if before is not None else 1
+    pause = min(RETRY_SECONDS * 2 ** (tries - 1), LONGEST_RETRY_SECONDS)
+    again = monotonic() + pause if error.passing else inf
+    return Refusal(version, str(error), datetime.now(UTC), tries, again)

@@ -78,6 +78,18 @@ FIELD_ERRORS = [
         "options.client_request_id",
         "has 129 characters, the limit is 128",
     ),
+    (classify(model="x" * 20_000), "model", "has 20000 characters, the limit is 128"),
+    (classify(version="7" * 129), "version", "has 129 characters, the limit is 128"),
+    (
+        classify(options=options(slo=types.Slo(pin_variant="x" * 129))),
+        "options.slo.pin_variant",
+        "has 129 characters, the limit is 128",
+    ),
+    (
+        inference.TokenizeRequest(texts=["fox"], model="x" * 20_000),
+        "model",
+        "has 20000 characters, the limit is 128",
+    ),
     (
         classify(options=options(slo=types.Slo(min_quality=2))),
         "options.slo.min_quality",
@@ -202,6 +214,24 @@ def test_a_quality_that_no_variant_has_is_refused(stub):
         stub.ClassifyText(classify(options=options(slo=types.Slo(min_quality=0.5))))
     assert caught.value.code() == PRECONDITION
     assert details(caught.value)["ErrorInfo"].reason == "QUALITY_UNAVAILABLE"
+
+
+@pytest.mark.parametrize("method", ["GetModel", "LoadModel", "UnloadModel", "WatchModels"])
+def test_a_name_longer_than_any_model_has_is_refused(gateway, method):
+    with grpc.insecure_channel(gateway.target) as channel, pytest.raises(grpc.RpcError) as caught:
+        answer = getattr(models_pb2_grpc.ModelServiceStub(channel), method)
+        request = getattr(models_pb2, f"{method}Request")(name="x" * 20_000)
+        list(answer(request)) if method == "WatchModels" else answer(request)
+    expected = "name: has 20000 characters, the limit is 128"
+    assert (caught.value.code(), caught.value.details()) == (INVALID, expected)
+
+
+def test_the_longest_name_comes_back_in_the_error(stub):
+    name = "\U0010ffff" * 128
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.ClassifyText(classify(model=name))
+    assert caught.value.code() == NOT_FOUND
+    assert details(caught.value)["ResourceInfo"].resource_name == name
 
 
 @pytest.mark.parametrize("token", ["€", "x", "YWJj!"])

@@ -38,8 +38,12 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def tritons(gateway: int) -> list[int]:
+    return [child for child in children(gateway) if b"tritonserver" in command(child)]
+
+
 def triton_process(gateway: int) -> int:
-    (found,) = [child for child in children(gateway) if b"tritonserver" in command(child)]
+    (found,) = tritons(gateway)
     return found
 
 
@@ -90,6 +94,18 @@ def test_a_killed_triton_is_started_again(repository):
         time.sleep(0.1)
         os.kill(triton, signal.SIGKILL)
         until(lambda: not is_alive(triton))
+        until(lambda: answers(client))
+
+
+def test_a_triton_that_is_killed_again_while_its_models_load_is_started_once_more(repository):
+    with running_gateway(repository) as gateway, millis.Client(gateway.target) as client:
+        first = triton_process(gateway.process.pid)
+        os.kill(first, signal.SIGKILL)
+        until(lambda: set(tritons(gateway.process.pid)) - {first} != set())
+        (second,) = set(tritons(gateway.process.pid)) - {first}
+        until(lambda: children(second) != [])  # it is loading
+        os.kill(second, signal.SIGKILL)
+        until(lambda: not is_alive(second))
         until(lambda: answers(client))
 
 
@@ -146,6 +162,16 @@ def test_a_missing_repository_is_one_clear_line(tmp_path):
     assert ended.stderr == f"millis serve: model repository {tmp_path}/none: No such file or directory\n"
 
 
+def test_a_state_folder_that_is_a_file_is_one_clear_line(repository, tmp_path):
+    file = tmp_path / "state"
+    file.write_text("")
+    options = ("--model-repository", str(repository), "--port", "0", "--metrics-port", "0", "--state-dir", str(file))
+    ended = serve(*options)
+    assert ended.returncode == 1
+    expected = f"--state-dir (MILLIS_STATE_DIR) {file} cannot be written: Not a directory"
+    assert ended.stderr == f"millis serve: {expected}\n"
+
+
 def test_an_empty_repository_is_one_clear_line(tmp_path):
     ended = serve("--model-repository", str(tmp_path), "--port", "0", "--state-dir", str(tmp_path))
     assert ended.returncode == 1
@@ -157,6 +183,7 @@ def test_an_empty_repository_is_one_clear_line(tmp_path):
     ("option", "value", "message"),
     [
         ("--port", "70000", "--port (MILLIS_PORT): Input should be less than or equal to 65535"),
+        ("--triton-url", "127.0.0.1:abc", "Value error, triton_url must be host:port with a port of 1 to 65535, not"),
         ("--max-inputs", "many", "--max-inputs (MILLIS_MAX_INPUTS): Input should be a valid integer, unable to parse"),
     ],
 )
@@ -177,6 +204,28 @@ def test_no_good_version_at_all_is_one_clear_line(repository, tmp_path):
     last = ended.stderr.splitlines()[-1]
     assert last.startswith("millis serve: no model could be brought into service: ")
     assert "SHA-256" in last
+
+
+def test_no_manifest_that_can_be_read_is_one_clear_line(repository, tmp_path):
+    broken = tmp_path / "repository"
+    shutil.copytree(repository / "intent-int8", broken / "intent-int8")
+    manifest = broken / "intent-int8" / "1" / "manifest.json"
+    manifest.write_text("{}")
+    state = ("--metrics-port", "0", "--state-dir", str(tmp_path / "state"))
+    ended = serve("--model-repository", str(broken), "--port", "0", *state)
+    assert ended.returncode == 1
+    expected = f"no model could be brought into service: intent-int8: {manifest}: model: Field required"
+    assert ended.stderr.splitlines()[-1] == f"millis serve: {expected}"
+
+
+def test_no_version_that_loads_in_time_is_one_clear_line(repository, tmp_path):
+    state = ("--metrics-port", "0", "--state-dir", str(tmp_path / "state"))
+    patience = ("--load-timeout-seconds", "0.001")
+    ended = serve("--model-repository", str(repository), "--port", "0", *state, *patience)
+    assert ended.returncode == 1
+    late = "version 1 is not loaded yet: Triton does not answer: no answer within 0.001 s"
+    expected = f"no model could be brought into service: intent-fp32: {late}; intent-int8: {late}"
+    assert ended.stderr.splitlines()[-1] == f"millis serve: {expected}"
 
 
 def test_a_gateway_attaches_to_a_triton_that_runs_already(repository):

@@ -22,7 +22,18 @@ def test_an_option_wins_over_the_environment_and_that_over_the_default(monkeypat
             ["--max-inputs", "9000"],
             "Value error, max_pending_inputs (4096) must be at least max_inputs (9000)",
         ),
-        (["--triton-url", "host"], "Value error, triton_url must be host:port, not 'host'"),
+        (
+            ["--triton-url", "host"],
+            "Value error, triton_url must be host:port with a port of 1 to 65535, not 'host'",
+        ),
+        (
+            ["--triton-url", "127.0.0.1:abc"],
+            "Value error, triton_url must be host:port with a port of 1 to 65535, not '127.0.0.1:abc'",
+        ),
+        (
+            ["--triton-url", "127.0.0.1:8000", "--triton-grpc-url", "127.0.0.1:70000"],
+            "Value error, triton_grpc_url must be host:port with a port of 1 to 65535, not '127.0.0.1:70000'",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(argv, message):

@@ -119,7 +119,8 @@ class TritonClient:
         try:
             response = await self._pool.request(method, path.encode(), content, timeout=timeout)
         except (ConnectionFailed, TimeoutError) as error:
-            raise ModelUnavailable(f"Triton does not answer: {error or f'no answer within {timeout:g} s'}") from error
+            reason = str(error) or f"no answer within {timeout:g} s"
+            raise ModelUnavailable(f"Triton does not answer: {reason}") from error
         if response.status != 200:
             raise BackendFault(_message(response))
         return json.loads(response.body or b"null")

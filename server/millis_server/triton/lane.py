@@ -67,7 +67,7 @@ class _Entry:
 
 
 class Lane:
-    """The way to one model version.
+    """The way to one model version. Who chose it to answer holds it with `with` until the answer is there.
 
     Args:
         client: connection to Triton.
@@ -94,6 +94,9 @@ class Lane:
         self._max_batch = max_batch
         self._waiting: deque[_Entry] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._holders = 0
+        self._released: asyncio.Event | None = None
+        """Only when somebody drains."""
         self.tokens = 0
         self.padded_tokens = 0
         self.exits: Counter[int] = Counter()
@@ -152,10 +155,24 @@ class Lane:
             sum(done.layers for done in ran),
         )
 
+    def __enter__(self) -> None:
+        self._holders += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._holders -= 1
+        if self._released is not None and not self._holders:
+            self._released.set()
+
     async def drain(self) -> None:
-        """Waits until nothing is waiting or under way."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        """Waits until nobody holds the lane, and nothing is waiting or under way."""
+        while self._holders or self._tasks:
+            if self._holders:
+                # A request that is still being tokenized has sent nothing yet, but will.
+                self._released = self._released or asyncio.Event()
+                self._released.clear()
+                await self._released.wait()
+            else:
+                await asyncio.wait(self._tasks)
 
     def _enter(self, rows: Sequence[Row], deadline: Deadline) -> asyncio.Future[Ran]:
         entry = _Entry(rows, asyncio.get_running_loop().create_future(), deadline)

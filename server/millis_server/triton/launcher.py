@@ -74,10 +74,16 @@ class EmbeddedTriton:
         """Starts the server and returns when it is ready to load models.
 
         Raises:
-            TritonFailed: it is not installed for this Python, died, or was not ready within `timeout` seconds.
+            TritonFailed: it is not installed for this Python, its folder cannot be written, it died, or it was not
+                ready within `timeout` seconds.
         """
         wheel = _wheel()
-        backends = await asyncio.to_thread(_install_backends, wheel, self._state / "backends")
+        try:
+            backends = await asyncio.to_thread(_install_backends, wheel, self._state / "backends")
+        except OSError as error:
+            raise TritonFailed(
+                f"--state-dir (MILLIS_STATE_DIR) {self._state.parent} cannot be written: {error.strerror or error}"
+            ) from error
         self._process = await asyncio.create_subprocess_exec(
             *self._command(wheel, backends),
             env=_environment(wheel),

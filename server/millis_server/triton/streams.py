@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -55,7 +54,7 @@ class Chunks(Protocol):
 
 
 class Streams:
-    """The way to one model version.
+    """The way to one model version. Who chose it to answer holds it with `with` until the answer is there.
 
     Args:
         triton: channel to Triton.
@@ -83,26 +82,22 @@ class Streams:
         self._sessions = Sessions(lambda: self._triton.stub, self._request, patience)
         self.places = Places(generation.max_streams, generation.cache_tokens, max_waiting)
         self.tokens = 0
-        self._users = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._holders = 0
+        self._released = asyncio.Event()
 
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Around a request from the choice of this version to its end: it drains when the last one has left."""
-        self._users += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._users -= 1
-            if not self._users:
-                self._idle.set()
+    def __enter__(self) -> None:
+        self._holders += 1
+        self._released.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._holders -= 1
+        if not self._holders:
+            self._released.set()
 
     async def drain(self) -> None:
-        """Waits until nobody uses it, waiting for a place included."""
-        while self._users:
-            await self._idle.wait()
+        """Waits until nobody holds it, those included who wait for a place."""
+        while self._holders:
+            await self._released.wait()
         await self._sessions.close()
 
     def generate(self, task: TextGeneration, prompt: Prompt) -> Chunks:

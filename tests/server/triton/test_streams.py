@@ -372,7 +372,7 @@ async def test_what_triton_says_of_the_session_ends_it_and_holds_for_all_its_tex
 
 async def test_a_text_that_cannot_be_asked_for_leaves_nothing_behind():
     async with session(lambda numbers: [pieces((numbers[-1], "Hi", [11], "stop"))]) as (way, stand_in):
-        with way.in_use(), pytest.raises(TypeError):
+        with way, pytest.raises(TypeError):
             way.generate(task(stop=(b"not a text",)), PROMPT)
         assert len(await all_of(way, task())) == 1
         await asyncio.wait_for(way.drain(), 5)
@@ -381,9 +381,9 @@ async def test_a_text_that_cannot_be_asked_for_leaves_nothing_behind():
 
 async def test_draining_waits_for_those_who_have_not_begun():
     async with session(lambda _: []) as (way, _):
-        with way.in_use():
+        with way:
             draining = asyncio.create_task(way.drain())
-            with way.in_use():
+            with way:
                 await asyncio.sleep(0.05)
             await asyncio.sleep(0.05)
             assert not draining.done()
