@@ -30,8 +30,11 @@ SILENCE_SECONDS = 1.0
 """When nothing came for so long while texts are being made, the model's process is asked whether it lives: Triton
 leaves the requests of a dead one open for ever."""
 
-IDLE_SECONDS = 2.0
-"""How long a session stays open without a text."""
+IDLE_SECONDS = 15.0
+"""How long a session stays open without a text: opening one costs the first text that comes a millisecond."""
+
+CLOSE_SECONDS = 2.0
+"""Longest wait for Triton to end a session that is closed."""
 
 FINISHES = ("", "stop", "length")
 FAILED = 3
@@ -154,7 +157,7 @@ class _Session:
     async def close(self) -> None:
         """Ends the session at Triton."""
         self._leave()
-        await asyncio.wait({self._task}, timeout=IDLE_SECONDS)
+        await asyncio.wait({self._task}, timeout=CLOSE_SECONDS)
         self._task.cancel()
 
     def _leave(self) -> None:
