@@ -39,8 +39,7 @@ class Assessed:
     Attributes:
         candidate: that was measured.
         judgement: what it is worth.
-        latency: of its graphs.
-        memory_bytes: of its loaded graphs.
+        latency: of its graphs, and their memory.
         evaluation: what it was measured on, as its tokenizer reads it.
         exits: those of the candidate, with the shares of the evaluation data that left there.
     """
@@ -49,8 +48,12 @@ class Assessed:
     judgement: Judgement
     evaluation: EvaluationSet
     latency: LatencyProfile
-    memory_bytes: int
     exits: tuple[Exit, ...] = ()
+
+    @property
+    def memory_bytes(self) -> int:
+        """After one text of 64 tokens, or of the longest length below that was measured."""
+        return max(point.memory_bytes for point in self.latency.points if point.batch == 1 and point.tokens <= 64)
 
     def for_gate(self, reference: Judgement) -> Measured:
         """What the gate decides by."""
@@ -94,15 +97,20 @@ def assess(
     graphs = {one.name: _reached(one, left) for one, left in zip(candidates, exits, strict=True)}
     latency = measure(graphs, teacher.max_tokens)
     assessed = [
-        Assessed(candidate, judgement, own, latency[candidate.name], _memory(candidate), left)
+        Assessed(candidate, judgement, own, _with_memory(latency[candidate.name], candidate), left)
         for candidate, judgement, own, left in zip(candidates, judgements, read, exits, strict=True)
     ]
     return assessed, reference
 
 
-def _memory(candidate: Candidate) -> int:
+def _with_memory(latency: LatencyProfile, candidate: Candidate) -> LatencyProfile:
     graphs = {path: graph_inputs(path) for path in candidate.graphs}
-    return resident_bytes(graphs, DEFAULT_ENGINES[candidate.precision], candidate.precision)
+    sizes = [(point.batch, point.tokens) for point in latency.points]
+    memory = resident_bytes(graphs, DEFAULT_ENGINES[candidate.precision], candidate.precision, sizes)
+    points = [
+        point.model_copy(update={"memory_bytes": size}) for point, size in zip(latency.points, memory, strict=True)
+    ]
+    return latency.model_copy(update={"points": tuple(points)})
 
 
 def _own_reading(candidate: Candidate, evaluation: EvaluationSet) -> EvaluationSet:

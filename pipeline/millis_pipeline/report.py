@@ -219,6 +219,25 @@ def _latency_section(entries: Sequence[Entry]) -> list[str]:
         measured = [v.manifest.latency.points[index] for v in entries if v.manifest.latency]
         cells = [f"{same.p50_ms:.2f} ({same.p99_ms:.2f})" for same in measured]
         rows.append(f"| {point.batch} | {point.tokens} | {' | '.join(cells)} |")
+    return [*rows, "", *_memory_section(entries, profile)]
+
+
+def _memory_section(entries: Sequence[Entry], profile: LatencyProfile) -> list[str]:
+    """Memory by batch and length; empty where it was not measured."""
+    if not any(point.memory_bytes for point in profile.points):
+        return []
+    rows = [
+        "## Memory of the loaded graphs",
+        "",
+        "Resident, in MB, after a call of this size and all smaller ones; weights included, the engine's library not.",
+        "",
+        f"| batch | tokens | {' | '.join(entry.manifest.variant for entry in entries)} |",
+        f"|---|---|{'---|' * len(entries)}",
+    ]
+    for index, point in enumerate(profile.points):
+        measured = [v.manifest.latency.points[index] for v in entries if v.manifest.latency]
+        cells = [f"{same.memory_bytes / 1e6:.0f}" for same in measured]
+        rows.append(f"| {point.batch} | {point.tokens} | {' | '.join(cells)} |")
     return [*rows, ""]
 
 

@@ -65,12 +65,14 @@ class Quality(_Part):
 
 
 class LatencyPoint(_Part):
-    """Time of one engine call with one thread, in milliseconds."""
+    """Time of one engine call with one thread, in milliseconds, and the memory that it needs."""
 
     batch: int = Field(ge=1)
     tokens: int = Field(ge=1)
     p50_ms: float = Field(gt=0)
     p99_ms: float = Field(gt=0)
+    memory_bytes: int = Field(default=0, ge=0)
+    """Resident memory of the loaded graphs after this call and all smaller ones; 0 when not measured."""
 
 
 class LatencyProfile(_Part):
@@ -201,7 +203,8 @@ class Manifest(_Part):
     size_bytes: int = Field(ge=1)
     """Size of the graphs."""
     memory_bytes: int = Field(default=0, ge=0)
-    """Resident memory of the loaded graphs, where the variant was published; 0 when not measured."""
+    """Resident memory of the loaded graphs after one text of 64 tokens, or the longest that it reads, where the variant
+    was published; 0 when not measured."""
     quality: Quality | None = None
     """None when published without evaluation data."""
     latency: LatencyProfile | None = None

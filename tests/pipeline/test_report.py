@@ -37,7 +37,7 @@ def entry(
             machine="a machine",
             engine="an engine",
             threads=1,
-            points=(LatencyPoint(batch=1, tokens=16, p50_ms=p50, p99_ms=2 * p50),),
+            points=(LatencyPoint(batch=1, tokens=16, p50_ms=p50, p99_ms=2 * p50, memory_bytes=6_000_000),),
         ),
         provenance=Provenance(checkpoint="x", created_at="2026-01-01T00:00:00+00:00", steps=steps),
         self_check=(SelfCheck(text="a", expected=(0.0,)),),
@@ -63,6 +63,8 @@ def test_the_report_says_what_is_published_and_why_not(tmp_path: Path) -> None:
     assert "| small | refused | 0.7500 (0.3006 to 0.9544) | 0.7500 | 0.5 | 1.00 ms | 1.00 ms | 2.0 MB | 5 MB |" in lines
     assert "- small: it loses 0.2500." in lines
     assert "- small: distilled; then int8" in lines
+    memory = lines.index("## Memory of the loaded graphs")
+    assert lines[memory + 4 : memory + 7] == ["| batch | tokens | fp32 | small |", "|---|---|---|---|", "| 1 | 16 | 6 | 6 |"]
     assert "| label | support | PyTorch | fp32 | small |" in lines
     assert r"| a\|b | 1 | 1.000 / 1.000 / 1.000 | 1.000 / 1.000 / 1.000 | 0.000 / 0.000 / 0.000 |" in lines
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from millis_pipeline.decoders.engine import Engine, EngineSetup
-from millis_pipeline.memory import printed_bytes, resident
+from millis_pipeline.memory import printed, resident
 
 PROMPT = [1] * 16
 TOKENS = 16
@@ -24,7 +24,9 @@ def generating_bytes(folder: Path, setup: EngineSetup, cache_tokens: int) -> int
         setup: how it is served.
         cache_tokens: tokens for which the engine has memory; what is not used is not resident.
     """
-    return printed_bytes("millis_pipeline.decoders.memory", [str(folder), str(cache_tokens), json.dumps(setup)])
+    arguments = [str(folder), str(cache_tokens), json.dumps(setup)]
+    found: int = printed("millis_pipeline.decoders.memory", arguments)
+    return found
 
 
 def _main(folder: str, cache_tokens: str, setup: str) -> None:
