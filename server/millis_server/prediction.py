@@ -34,6 +34,10 @@ from millis_server.manifest import LatencyProfile, Manifest
 PATH_SECONDS = 0.002
 """Time of one request outside the engine, on an idle machine: gateway, wire and Triton (`make bench` measures it)."""
 
+PATH_WORK_SECONDS = 0.001
+"""Part of it that keeps a core busy, in which nothing else is computed: a crowd of small requests is more path than
+engine."""
+
 GAIN = 1 / 16
 """Share of an error that one answer mends: a few dozen answers, a fraction of a second under load."""
 
@@ -183,6 +187,11 @@ class Forecast(NamedTuple):
     expected: float
     promised: float
 
+    @property
+    def promised_wait(self) -> float:
+        """What of the promise is waiting, its margin included."""
+        return self.promised * (1 - self.at_rest / self.expected)
+
 
 @dataclass(slots=True)
 class Booking:
@@ -249,7 +258,7 @@ class Predictor:
         now = perf_counter()
         at_rest = pace.factor.at(now) * own
         expected = at_rest + queue.factor.at(now) * wait
-        ahead = work * min(1.0, self._rows_at_once / load.rows)
+        ahead = PATH_WORK_SECONDS + work * min(1.0, self._rows_at_once / load.rows)
         return Forecast(pace, ahead, own, wait, at_rest, expected, expected * (1 + queue.margin(now)))
 
     @contextmanager

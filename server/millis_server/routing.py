@@ -25,9 +25,9 @@ IDLE_DOUBT = 3.0
 """What an idle machine is predicted to miss it is let try, up to this factor: there is nothing to hold up, and a
 prediction under which nothing is ever tried would never be corrected. No less than the largest margin."""
 
-MOST_WAITING = 0.5
-"""Part of the time that may go in waiting for a variant that is not the fastest: the rest of the queue is for the
-calls of a burst, and only the fastest variant fills it."""
+MOST_WAITING = 0.4
+"""Part of the time that may go in waiting for the best variant. The next ones may wait longer, each a little more, and
+only the fastest for all of it: a queue that heavy work had filled would leave no time for light work behind it."""
 
 MIN_RETRY_SECONDS = 0.01
 """Shortest delay told to a caller who is refused."""
@@ -118,8 +118,8 @@ def choose(variants: Sequence[Variant], predictor: Predictor, demand: Demand, wi
 
     A pinned variant is the only candidate, whatever its quality. Otherwise variants below `min_quality` are out, and
     the best of the others that is predicted to answer in time is taken; among equals the default variant, then the
-    faster. A variant that is not the fastest may wait for `MOST_WAITING` of the time and no more. Without a target
-    and without a near deadline the default variant comes before all others.
+    faster. The best may wait for `MOST_WAITING` of the time and no more, lighter ones for longer. Without a target and
+    without a near deadline the default variant comes before all others.
 
     When none is in time, the fastest answers if only the target is missed, else the request is refused. A variant
     whose latency was never measured is never predicted to be in time; it answers when it is all there is.
@@ -149,16 +149,17 @@ def choose(variants: Sequence[Variant], predictor: Predictor, demand: Demand, wi
     ready = _in_order(good, default, hurried, wishes.version)
     fastest = min([served.pace.typical for _, served in ready])
     options: list[_Option] = []
-    for variant, served in ready:
+    for place, (variant, served) in enumerate(ready):
         forecast = predictor.forecast(served.pace, load)
         options.append(_Option(variant, served, forecast))
         if forecast.promised == inf:
             if not hurried:
                 break
-        elif forecast.promised <= limit and (
-            served.pace.typical == fastest or forecast.expected - forecast.at_rest <= MOST_WAITING * limit
-        ):
-            break
+        else:
+            share = MOST_WAITING + (1 - MOST_WAITING) * place / len(ready)
+            waits = served.pace.typical == fastest or forecast.promised_wait <= share * limit
+            if waits and forecast.promised <= limit:
+                break
     else:
         options.append(min(options, key=lambda option: option.forecast.promised))
         _refuse_if_late(options[-1], predictor, wishes.time_left)

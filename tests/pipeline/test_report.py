@@ -64,7 +64,11 @@ def test_the_report_says_what_is_published_and_why_not(tmp_path: Path) -> None:
     assert "- small: it loses 0.2500." in lines
     assert "- small: distilled; then int8" in lines
     memory = lines.index("## Memory of the loaded graphs")
-    assert lines[memory + 4 : memory + 7] == ["| batch | tokens | fp32 | small |", "|---|---|---|---|", "| 1 | 16 | 6 | 6 |"]
+    assert lines[memory + 4 : memory + 7] == [
+        "| batch | tokens | fp32 | small |",
+        "|---|---|---|---|",
+        "| 1 | 16 | 6 | 6 |",
+    ]
     assert "| label | support | PyTorch | fp32 | small |" in lines
     assert r"| a\|b | 1 | 1.000 / 1.000 / 1.000 | 1.000 / 1.000 / 1.000 | 0.000 / 0.000 / 0.000 |" in lines
 

@@ -30,6 +30,7 @@ def clock(monkeypatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(prediction, "perf_counter", clock)
     monkeypatch.setattr(prediction, "PATH_SECONDS", 0.0)
+    monkeypatch.setattr(prediction, "PATH_WORK_SECONDS", 0.0)
     monkeypatch.setattr(prediction, "FIRST_MARGIN", 0.0)
     return clock
 
@@ -58,6 +59,22 @@ def test_variants_of_a_model_are_one_queue_and_other_models_take_an_equal_share(
             assert forecast(predictor, light) == (1.0, 1.0 + (80.0 + 20.0) / 2)
             assert predictor.backlog == pytest.approx({"intent": 0.08, "ner": 0.02})
     assert (predictor.backlog, predictor.idle) == ({"intent": 0.0, "ner": 0.0}, True)
+
+
+def test_the_path_of_a_crowd_of_small_requests_is_work_too(clock, monkeypatch):
+    monkeypatch.setattr(prediction, "PATH_WORK_SECONDS", 0.001)
+    predictor, light = Predictor(2, 64), Pace("intent", profile((1, 16, 0.25)))
+    assert forecast(predictor, light) == (1.25, 0.25)
+    with predictor.under_way(predictor.forecast(light, Load(1, 16))):
+        assert forecast(predictor, light) == (1.25, 0.25 + 1.25 / 2)
+
+
+def test_what_of_a_promise_is_waiting_has_its_share_of_the_margin(clock, monkeypatch):
+    monkeypatch.setattr(prediction, "FIRST_MARGIN", 0.5)
+    predictor, pace = Predictor(2, 64), Pace("intent", profile((1, 16, 4.0)))
+    with predictor.under_way(predictor.forecast(pace, Load(3, 16))):
+        made = predictor.forecast(pace, Load(1, 16))
+    assert [round(1e3 * value, 6) for value in (made.expected, made.promised, made.promised_wait)] == [10.0, 15.0, 9.0]
 
 
 def test_of_a_long_call_only_what_the_lane_takes_at_once_is_before_a_later_one(clock):
