@@ -114,5 +114,5 @@ def test_the_picture_is_well_formed_and_inside_the_page(tmp_path: Path) -> None:
     assert fills == ["#1b7f4b", "white"] * 2
     page = files["tiny.html"]
     assert files["tiny.svg"] in page
-    assert page.count("<table>") == 3
+    assert page.count("<table>") == 4
     assert "src=" not in page
