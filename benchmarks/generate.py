@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,6 +71,9 @@ def side_by_side(repository: Path, name: str, folder: Path, rounds: int, say: Ca
             "triton": lambda given: runner.run(ask_triton(streams, given, TOKENS)),
             "sdk": lambda given: runner.run(ask_sdk(client, given, TOKENS, name))[0],
         }
+        # torch and transformers are in this process: a collection that walks them takes longer than many a text.
+        gc.collect()
+        gc.freeze()
         for number in range(rounds + 1):
             for callers in CALLERS:
                 order = list(sides)

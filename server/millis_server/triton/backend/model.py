@@ -18,6 +18,7 @@ The config's parameters: `engine` and `device` (engine.py), `intra_op_threads`, 
 (microbatch.py; a share of the real tokens, or `unlimited`).
 """
 
+import gc
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +59,7 @@ class TritonPythonModel:
         self._stages = load_stages(folder, load)
         # The thread that Triton calls is a worker too.
         self._pool = ThreadPoolExecutor(self._shares - 1) if self._shares > 1 else None
+        gc.freeze()  # what was imported stays, and no collection need walk it while somebody waits
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answers a dynamic batch; a request that cannot be read fails alone."""

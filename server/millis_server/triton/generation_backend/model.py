@@ -10,6 +10,7 @@ This folder is loaded by Triton's stub process, not by the gateway, and depends 
 The config's parameters: `engine` and those of `GeneratorOptions` (decoding/generator.py).
 """
 
+import gc
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ class TritonPythonModel:
         generator = load_generator(_text(parameters, "engine", GENERATORS[0]), folder, options)
         self._sessions = Sessions()
         self._loop = Loop(generator, self._sessions, pb_utils.Logger.log_error)
+        gc.freeze()  # what was imported stays, and no collection need walk it while somebody waits
 
     def execute(self, requests: list[Any]) -> None:
         """Takes requests in; one that cannot be read fails alone."""
