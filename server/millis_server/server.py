@@ -186,14 +186,20 @@ class Gateway:
     async def _keep_triton(self) -> None:
         """Starts Triton again when it dies, unless it keeps dying."""
         deaths: deque[float] = deque(maxlen=MAX_DEATHS)
+        failure = ""
         while self._triton is not None:
             await self._triton.wait()
-            words = await self._triton.last_words()
+            words = failure or await self._triton.last_words()
             deaths.append(asyncio.get_running_loop().time())
             if len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] < DEATHS_SECONDS:
                 raise TritonFailed(f"Triton died {MAX_DEATHS} times in {DEATHS_SECONDS} s; the last time:\n{words}")
             LOG.error("%s", words)
-            await self._triton.start(self._settings.startup_timeout_seconds)
+            failure = ""
+            try:
+                await self._triton.start(self._settings.startup_timeout_seconds)
+            except TritonFailed as error:
+                failure = str(error)  # one more death, though it came before it was ready
+                continue
             self._reloader.recover_all()
         await asyncio.Event().wait()
 

@@ -117,6 +117,8 @@ class EmbeddedTriton:
         """Says how the process ended, with the tail of its log."""
         assert self._process is not None and self._reader is not None, "start() comes first. This is a bug."
         code = await self._process.wait()
+        # A model's process that was still loading outlives Triton, and holds its log open.
+        _end_group(self._process)
         await self._reader
         return f"Triton ended with exit code {code}; the end of {self._log_path}:\n" + "\n".join(self._tail)
 
@@ -130,9 +132,7 @@ class EmbeddedTriton:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EXIT_SECONDS):
                     await process.wait()
-        # The models' processes are in Triton's group; one that outlived it would hold memory for ever.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _end_group(process)
         await process.wait()
         if self._reader is not None:
             await self._reader
@@ -186,6 +186,12 @@ async def _read_line(stream: asyncio.StreamReader) -> bytes:
         return error.partial
     except asyncio.LimitOverrunError as error:
         return await stream.read(error.consumed)
+
+
+def _end_group(process: asyncio.subprocess.Process) -> None:
+    """Ends what is left of Triton's group, the models' processes: one that outlived it would hold memory for ever."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _wheel() -> Path:
