@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,12 @@ class Published:
 
     repository: Path
     checkpoints: Path
+
+    def intent_alone(self, folder: Path) -> Path:
+        """Copies the model `intent` into a repository of its own, to be changed there."""
+        for variant in ("intent-fp32", "intent-int8"):
+            shutil.copytree(self.repository / variant, folder / variant)
+        return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""bfloat16 instead of fp32, on processors that compute in it: which engine does, and whether this machine can."""
+"""bfloat16 instead of fp32, on processors that compute in it: whether this machine can."""
 
 from __future__ import annotations
 

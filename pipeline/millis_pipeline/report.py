@@ -3,7 +3,7 @@ large, where it comes from, and why some were not published."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -14,7 +14,7 @@ from millis_pipeline.evaluate import Row, Scores
 from millis_pipeline.latency import single_text_ms
 from millis_pipeline.pareto import Mark, draw
 from millis_pipeline.verify import Judgement
-from millis_server.manifest import Exit, LatencyProfile, Manifest
+from millis_server.manifest import Exit, LatencyPoint, LatencyProfile, Manifest
 
 STYLE = """
 body { font-family: sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.5; color: #222 }
@@ -212,33 +212,39 @@ def _latency_section(entries: Sequence[Entry]) -> list[str]:
         f"{where}; p50 (p99) in milliseconds; variants measured in turn, in rounds."
         + (exits if any(entry.manifest.exits for entry in entries) else ""),
         "",
-        f"| batch | tokens | {' | '.join(_measured_with(entry.manifest, engines) for entry in entries)} |",
-        f"|---|---|{'---|' * len(entries)}",
+        *_by_size(
+            [_measured_with(entry.manifest, engines) for entry in entries],
+            entries,
+            lambda point: f"{point.p50_ms:.2f} ({point.p99_ms:.2f})",
+        ),
+        "",
     ]
-    for index, point in enumerate(profile.points):
-        measured = [v.manifest.latency.points[index] for v in entries if v.manifest.latency]
-        cells = [f"{same.p50_ms:.2f} ({same.p99_ms:.2f})" for same in measured]
-        rows.append(f"| {point.batch} | {point.tokens} | {' | '.join(cells)} |")
-    return [*rows, "", *_memory_section(entries, profile)]
+    return [*rows, *_memory_section(entries, profile)]
 
 
 def _memory_section(entries: Sequence[Entry], profile: LatencyProfile) -> list[str]:
     """Memory by batch and length; empty where it was not measured."""
     if not any(point.memory_bytes for point in profile.points):
         return []
-    rows = [
+    names = [entry.manifest.variant for entry in entries]
+    return [
         "## Memory of the loaded graphs",
         "",
         "Resident, in MB, after a call of this size and all smaller ones; weights included, the engine's library not.",
         "",
-        f"| batch | tokens | {' | '.join(entry.manifest.variant for entry in entries)} |",
-        f"|---|---|{'---|' * len(entries)}",
+        *_by_size(names, entries, lambda point: f"{point.memory_bytes / 1e6:.0f}"),
+        "",
     ]
-    for index, point in enumerate(profile.points):
-        measured = [v.manifest.latency.points[index] for v in entries if v.manifest.latency]
-        cells = [f"{same.memory_bytes / 1e6:.0f}" for same in measured]
-        rows.append(f"| {point.batch} | {point.tokens} | {' | '.join(cells)} |")
-    return [*rows, ""]
+
+
+def _by_size(names: Sequence[str], entries: Sequence[Entry], cell: Callable[[LatencyPoint], str]) -> list[str]:
+    """A table with a row for each batch and length that was measured, and a column for each variant."""
+    profiles = [entry.manifest.latency.points for entry in entries if entry.manifest.latency]
+    rows = [
+        f"| {same[0].batch} | {same[0].tokens} | {' | '.join(map(cell, same))} |"
+        for same in zip(*profiles, strict=True)
+    ]
+    return [f"| batch | tokens | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}", *rows]
 
 
 def _measured_with(manifest: Manifest, engines: Collection[str]) -> str:

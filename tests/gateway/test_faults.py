@@ -25,10 +25,7 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where Triton keeps what it sha
 
 @pytest.fixture(scope="module")
 def repository(published: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faults") / "repository"
-    for variant in ("fp32", "int8"):
-        shutil.copytree(published.repository / f"intent-{variant}", folder / f"intent-{variant}")
-    return folder
+    return published.intent_alone(tmp_path_factory.mktemp("faults") / "repository")
 
 
 def until(condition: Callable[[], bool]) -> None:

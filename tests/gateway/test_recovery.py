@@ -21,10 +21,7 @@ PATIENCE_SECONDS = 30
 
 @pytest.fixture(scope="module")
 def repository(published: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recovery") / "repository"
-    for variant in ("fp32", "int8"):
-        shutil.copytree(published.repository / f"intent-{variant}", folder / f"intent-{variant}")
-    return folder
+    return published.intent_alone(tmp_path_factory.mktemp("recovery") / "repository")
 
 
 @pytest.fixture(scope="module")

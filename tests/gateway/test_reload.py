@@ -26,10 +26,7 @@ PATIENCE_SECONDS = 60
 @pytest.fixture(scope="module")
 def repository(published: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy with the model `intent` only."""
-    folder = tmp_path_factory.mktemp("reload") / "repository"
-    for variant in ("fp32", "int8"):
-        shutil.copytree(published.repository / f"intent-{variant}", folder / f"intent-{variant}")
-    return folder
+    return published.intent_alone(tmp_path_factory.mktemp("reload") / "repository")
 
 
 @pytest.fixture(scope="module")
