@@ -1,7 +1,8 @@
 """What the gateway serves: logical models, their variants, and the version of each that takes traffic.
 
-The catalogue is only data. It is changed in one place (reload.py), on the event loop, by replacing a variant's
-`current`; a request takes one `Served` and keeps it to its end, so no answer mixes two versions.
+The catalogue is only data. It is changed by what follows the repository (reload.py, config_changes.py) and by
+recovery.py, on the event loop, by replacing a variant's `current`; a request takes one `Served` and keeps it to its
+end, so no answer mixes two versions.
 """
 
 from __future__ import annotations
@@ -180,6 +181,15 @@ class Catalogue:
         if task not in tasks:
             raise TaskMismatch(f"model {model!r} is for {task}; {asked} needs {' or '.join(tasks)}")
         return variants
+
+    def retire(self, variant: Variant, state: State, reason: str) -> list[Served]:
+        """Ends traffic to a variant and tells watchers; returns what answered for it, which has to be drained."""
+        leaving = [served for served in (variant.current, variant.standby) if served is not None]
+        variant.current = variant.standby = None
+        variant.state = state
+        variant.reason = reason
+        self.changed(variant.manifest.model)
+        return leaving
 
     def changed(self, model: str) -> None:
         """Tells watchers that a logical model is new, changed or gone."""

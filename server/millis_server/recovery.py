@@ -95,8 +95,8 @@ class Recovery:
 
     async def _load(self, name: str, served: Served) -> str:
         """Loads and checks a version; returns why it cannot answer, empty when it can."""
-        state = await self._versions.load_in_triton(name, served.version, anew=True)
-        if state != READY:
-            return state
+        states = await self._versions.load_in_triton(name, [served.version], anew=True)
+        if states[served.version] != READY:
+            return states[served.version]
         await selfcheck.check(served)
         return ""

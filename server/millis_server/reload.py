@@ -1,12 +1,9 @@
 """Brings the repository's versions into service while traffic goes on.
 
-Triton keeps the two newest versions of a variant loaded (`version_policy` in its config), and every request names
-the version it wants. So a new version loads beside the old one, is warmed and answers its self-check; then one
-assignment moves traffic, and with it tokenizer and labels. The version before stays loaded: deleting the new one
-moves traffic back in no time. A version that fails at any step is refused and changes nothing.
-
-A config.pbtxt that changes, as `millis tune --apply` changes it, is followed the same way: Triton loads the variant
-anew and answers with the old processes until the new ones are ready.
+Triton is told which versions of a variant to hold, and every request names the version it wants. So a new version
+loads beside the old one, is warmed and answers its self-check; then one assignment moves traffic, and with it
+tokenizer and labels. The version before stays loaded: deleting the new one moves traffic back in no time. A version
+that fails at any step is refused and changes nothing.
 """
 
 from __future__ import annotations
@@ -14,18 +11,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from dataclasses import replace
 from time import monotonic
 
-from millis_server import repository, selfcheck
-from millis_server.catalogue import Catalogue, State, Variant
+from millis_server import repository
+from millis_server.catalogue import Catalogue, Served, State, Variant
+from millis_server.config_changes import ConfigChanges
 from millis_server.errors import LoadFailed, MillisError, ModelUnavailable
 from millis_server.manifest_files import ManifestError, read_manifest
 from millis_server.recovery import Recovery
 from millis_server.settings import Settings
 from millis_server.triton.client import TritonClient
 from millis_server.triton.streams import TritonStreams
-from millis_server.version_loader import VersionLoader, VersionRefused, refusal_of
+from millis_server.version_loader import READY, VersionLoader, VersionRefused, refusal_of
 
 LOG = logging.getLogger("millis.reload")
 
@@ -49,6 +46,7 @@ class Reloader:
         self._held_back: dict[str, list[str]] = {}
         """Versions present when a folder was unloaded on request, or found unreadable: it is left alone until
         they change."""
+        self._configs = ConfigChanges(settings, self._versions, catalogue)
         self._recovery = Recovery(self._versions, catalogue, self._locks, self._look)
 
     async def watch(self) -> None:
@@ -173,49 +171,8 @@ class Reloader:
             for gone in variant.refused.keys() - set(versions):
                 del variant.refused[gone]
             if variant.state is not State.RECOVERING:  # else with the first look after it
-                await self._follow_config(name, variant)
+                await self._configs.follow(name, variant)
             await self._bring_newest(name, variant, versions)
-
-    async def _follow_config(self, name: str, variant: Variant) -> None:
-        """Has Triton take a changed config.pbtxt. One that it refuses changes nothing, and `reason` says why."""
-        stamp = await asyncio.to_thread(repository.config_stamp, self._settings.model_repository / name)
-        before, variant.config_stamp = variant.config_stamp, stamp
-        if before in (None, stamp):
-            return
-        # What was refused may do with another config.
-        variant.refused.clear()
-        if variant.current is None:
-            return
-        variant.reason = ""
-        try:
-            await self._client.load(name)
-        except ModelUnavailable as error:
-            LOG.warning("%s: %s", name, error)
-            variant.config_stamp = before
-            return
-        except MillisError as error:
-            LOG.error("%s: its changed config.pbtxt was refused: %s", name, error)
-            variant.reason = f"its changed config.pbtxt was refused: {error}"
-        await self._renew_lanes(name, variant)
-        self._catalogue.changed(variant.manifest.model)
-
-    async def _renew_lanes(self, name: str, variant: Variant) -> None:
-        """Gives the loaded versions lanes that fit the config they run with now, once they pass their self-check."""
-        leaving = [served for served in (variant.current, variant.standby) if served is not None]
-        try:
-            renewed = [replace(old, lane=await self._versions.lane(old.manifest, old.version)) for old in leaving]
-            for served in renewed:
-                await selfcheck.check(served)
-        except (VersionRefused, selfcheck.SelfCheckFailed, MillisError) as error:
-            # Triton has the new config already. What answers wrongly must not answer: it comes back when the file
-            # is mended.
-            LOG.error("%s: with its changed config.pbtxt: %s", name, error)
-            await self._take_out(variant, State.FAILED, f"with its changed config.pbtxt: {error}")
-            return
-        variant.current, variant.standby = renewed[0], (renewed[1] if len(renewed) > 1 else None)
-        LOG.info("%s runs with its changed config.pbtxt", name)
-        for served in leaving:
-            await served.lane.drain()
 
     async def _bring_newest(self, name: str, variant: Variant, versions: list[str]) -> None:
         for version in versions:
@@ -247,7 +204,12 @@ class Reloader:
         if variant.standby is not None and variant.standby.version == version:
             served, variant.standby = variant.standby, None
         else:
-            served = await self._versions.load(name, version, anew=dead)
+            try:
+                served = await self._versions.load(name, version, [] if dead else _numbers(old), anew=dead)
+            except VersionRefused as error:
+                if error.loaded:
+                    await self._settle(name, variant)
+                raise
         variant.manifest = served.manifest
         variant.current = served
         variant.state = State.READY
@@ -261,8 +223,22 @@ class Reloader:
             elif int(old.version) < int(version):
                 variant.standby = old
             else:
-                # The newer version was deleted: let Triton drop it and load the one before as the new standby.
-                await self._client.load(name)
+                # The newer version was deleted.
+                await self._settle(name, variant)
+
+    async def _settle(self, name: str, variant: Variant) -> None:
+        """Has Triton hold what answers and nothing else. What goes wrong is only logged: what answers goes on."""
+        serving = _numbers(variant.current, variant.standby)
+        try:
+            if not serving:
+                await self._client.unload(name)
+                return
+            states = await self._versions.load_in_triton(name, serving)
+        except MillisError as error:
+            LOG.warning("%s: %s", name, error)
+            return
+        if variant.standby is not None and states[variant.standby.version] != READY:
+            variant.standby = None
 
     async def _discover(self, name: str, versions: list[str]) -> Variant | None:
         """Enters a new folder into the catalogue, with the newest manifest that can be read."""
@@ -289,13 +265,8 @@ class Reloader:
         await self._client.unload(name)
 
     async def _take_out(self, variant: Variant, state: State, reason: str) -> None:
-        """Ends traffic to a variant, tells watchers, and waits for the requests under way."""
-        leaving = [served for served in (variant.current, variant.standby) if served is not None]
-        variant.current = variant.standby = None
-        variant.state = state
-        variant.reason = reason
-        self._catalogue.changed(variant.manifest.model)
-        for served in leaving:
+        """Ends traffic to a variant and waits for the requests under way."""
+        for served in self._catalogue.retire(variant, state, reason):
             await served.lane.drain()
 
     def _belongs(self, name: str, versions: list[str], model: str) -> bool:
@@ -308,3 +279,8 @@ class Reloader:
             except ManifestError:
                 continue
         return False
+
+
+def _numbers(*served: Served | None) -> list[str]:
+    """Version numbers of those that are there."""
+    return [each.version for each in served if each is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
@@ -13,10 +14,12 @@ from millis_server.catalogue import Refusal, Served
 from millis_server.errors import MillisError, ModelUnavailable
 from millis_server.manifest import TOKENIZER_FILE, Manifest
 from millis_server.manifest_files import ManifestError, read_manifest, verify_files
+from millis_server.repository import CONFIG_FILE
 from millis_server.settings import MAX_LANES, Settings
 from millis_server.tokenizer import Tokenizer
 from millis_server.triton.client import TritonClient
 from millis_server.triton.lane import Lane
+from millis_server.triton.model_config import config_for
 from millis_server.triton.streams import Streams, TritonStreams
 
 READY = "READY"
@@ -34,11 +37,13 @@ class VersionRefused(Exception):
     Args:
         reason: in plain English.
         passing: whether it may be the machine's fault and not the version's, so that it is worth another try.
+        loaded: whether Triton holds it.
     """
 
-    def __init__(self, reason: str, *, passing: bool = False) -> None:
+    def __init__(self, reason: str, *, passing: bool = False, loaded: bool = False) -> None:
         super().__init__(reason)
         self.passing = passing
+        self.loaded = loaded
 
 
 class VersionLoader:
@@ -55,8 +60,14 @@ class VersionLoader:
         self._client = client
         self._streams = streams
 
-    async def load(self, name: str, version: str, *, anew: bool = False) -> Served:
-        """Loads one version of the variant in folder `name`; `anew` as in `load_in_triton`.
+    async def load(self, name: str, version: str, beside: Sequence[str], *, anew: bool = False) -> Served:
+        """Loads one version of the variant in folder `name`.
+
+        Args:
+            name: folder of the variant.
+            version: to load.
+            beside: versions that stay loaded in Triton.
+            anew: as in `load_in_triton`.
 
         Raises:
             VersionRefused: its files, Triton or its self-check say no.
@@ -70,39 +81,54 @@ class VersionLoader:
             raise VersionRefused(str(error)) from error
         except Exception as error:  # tokenizers raises plain Exception for a file it cannot read
             raise VersionRefused(f"{folder / TOKENIZER_FILE}: {error}") from error
-        state = await self.load_in_triton(name, version, anew=anew)
-        if state != READY:
-            raise VersionRefused(f"Triton did not load it: {state}", passing=True)
+        states = await self.load_in_triton(name, [version, *beside], anew=anew)
+        if states[version] != READY:
+            raise VersionRefused(f"Triton did not load it: {states[version]}", passing=True)
         try:
             served = Served(manifest, version, tokenizer, await self.lane(manifest, version))
             await selfcheck.check(served)
-        except (selfcheck.SelfCheckFailed, MillisError) as error:
+        except (selfcheck.SelfCheckFailed, VersionRefused, MillisError) as error:
             # A wrong answer too: Triton may still hold what the same number was before.
-            raise VersionRefused(str(error), passing=True) from error
+            passing = not isinstance(error, VersionRefused)
+            raise VersionRefused(str(error), passing=passing, loaded=True) from error
         return served
 
-    async def load_in_triton(self, name: str, version: str, *, anew: bool = False) -> str:
-        """Loads what the variant's config asks for and returns what Triton says of one version.
+    async def load_in_triton(self, name: str, versions: Sequence[str], *, anew: bool = False) -> dict[str, str]:
+        """As `hold`, but returns what Triton says of each version: `READY` or why not.
 
         Args:
             name: folder of the variant.
-            version: that is asked about.
+            versions: wanted.
             anew: whether all of it is unloaded first: to Triton a version whose process died is still ready, and a
                 plain load changes nothing.
 
         Raises:
             BackendFault, ModelUnavailable: as `TritonClient.versions`.
         """
+        failure = "Triton does not know it"
         try:
             if anew:
                 await self._client.unload(name)
-            await self._client.load(name)
+            await self.hold(name, versions)
         except ModelUnavailable:
             raise
         except MillisError as error:
-            # Triton reports the failure of any version; another one may have loaded all the same.
-            return (await self._client.versions(name)).get(version, str(error))
-        return (await self._client.versions(name)).get(version, "it is not among the two newest versions")
+            failure = str(error)
+        known = await self._client.versions(name)
+        return {version: known.get(version, failure) for version in versions}
+
+    async def hold(self, name: str, versions: Sequence[str]) -> None:
+        """Has Triton hold just these versions of a variant, by its config as it is now.
+
+        Versions are named one by one, whatever the config's own policy: asked for the newest two, Triton loads
+        neither when one is broken (docs/adr/0002).
+
+        Raises:
+            BackendFault: one cannot be loaded, or the config; all that was loaded before stays.
+            ModelUnavailable: Triton is not there.
+        """
+        path = self._settings.model_repository / name / CONFIG_FILE
+        await self._client.load(name, await asyncio.to_thread(config_for, path, versions))
 
     async def lane(self, manifest: Manifest, version: str) -> Lane | Streams:
         """The way to a version: streams for a model that generates, else a lane.

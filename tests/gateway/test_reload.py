@@ -164,6 +164,27 @@ def seal(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def put_good(folder: Path, version: str) -> None:
+    shutil.copytree(folder / "1", folder.parent / ".staging-good")
+    (folder.parent / ".staging-good").rename(folder / version)
+
+
+def put_broken(folder: Path, version: str) -> None:
+    """A version whose files are whole and whose graph Triton cannot load."""
+    staged = folder.parent / ".staging-broken"
+    shutil.copytree(folder / "1", staged)
+    garbage_weights(staged)
+    staged.rename(folder / version)
+
+
+def int8(client: millis.Client) -> millis.ModelVariant:
+    return next(variant for variant in client.models.get("intent").variants if variant.name == "int8")
+
+
+def refusals(client: millis.Client) -> set[str]:
+    return {refused.version for refused in int8(client).refused_versions}
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -196,6 +217,34 @@ def test_a_broken_version_never_replaces_a_good_one_and_its_reason_is_kept(clien
     assert caught.value.reason == "LOAD_FAILED"
     shutil.rmtree(broken)
     until(lambda: not refused())
+
+
+def test_a_good_version_gets_into_service_with_a_broken_one_before_it(client, repository):
+    folder = repository / "intent-int8"
+    put_broken(folder, "2")
+    until(lambda: refusals(client) == {"2"})
+    put_good(folder, "3")
+    until(lambda: int8(client).version == "3")
+    assert refusals(client) == {"2"}
+    assert client.classify("order", model="intent", variant="int8").info.served_by.version == "3"
+    old = client.classify("order", model="intent", variant="int8", version="1")
+    assert old.info.served_by.version == "1"
+    for version in ("3", "2"):
+        shutil.rmtree(folder / version)
+    until(lambda: int8(client).version == "1")
+
+
+def test_at_the_start_the_newest_good_version_serves_whatever_lies_before_and_after_it(published, tmp_path):
+    repository = published.intent_alone(tmp_path / "repository")
+    folder = repository / "intent-int8"
+    garbage_weights(folder / "1")
+    shutil.copytree(published.repository / "intent-int8" / "1", folder / "2")
+    for version in ("3", "4", "5"):
+        put_broken(folder, version)
+    with running_gateway(repository) as gateway, millis.Client(gateway.target) as client:
+        assert (int8(client).state, int8(client).version) == ("ready", "2")
+        assert refusals(client) == {"3", "4", "5"}
+        assert client.classify("order", model="intent", variant="int8").info.served_by.version == "2"
 
 
 def test_a_model_removed_from_the_repository_is_gone_and_one_put_back_serves(client, repository):

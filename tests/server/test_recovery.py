@@ -14,12 +14,12 @@ class BrokenLoader:
         self.outcomes: list[object] = [KeyError("a bug"), "no memory", "READY"]
         self.reasons: list[str] = []
 
-    async def load_in_triton(self, name: str, version: str, *, anew: bool) -> str:
-        assert (name, version, anew) == ("intent-light", "1", True)
+    async def load_in_triton(self, name: str, versions: list[str], *, anew: bool) -> dict[str, str]:
+        assert (name, versions, anew) == ("intent-light", ["1"], True)
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
-        return str(outcome)
+        return {"1": str(outcome)}
 
 
 async def test_a_variant_comes_back_whatever_went_wrong_before(monkeypatch, caplog):

@@ -72,14 +72,19 @@ class TritonClient:
             return False
         return response.status == 200
 
-    async def load(self, model: str) -> None:
-        """Loads the versions of a model that its config asks for; versions already loaded stay as they are.
+    async def load(self, model: str, config: str | None = None) -> None:
+        """Loads the versions of a model that its config asks for; those already loaded stay as they are.
+
+        Args:
+            model: Triton's name of it.
+            config: ModelConfig in JSON in place of the model's config.pbtxt, which is the default.
 
         Raises:
-            BackendFault: a version could not be loaded; versions that were serving go on.
+            BackendFault: a version could not be loaded, and so none was; versions that were serving go on.
             ModelUnavailable: Triton is not there.
         """
-        await self._control(f"/v2/repository/models/{model}/load", {}, self._load_timeout)
+        body = {} if config is None else {"parameters": {"config": config}}
+        await self._control(f"/v2/repository/models/{model}/load", body, self._load_timeout)
 
     async def unload(self, model: str) -> None:
         """Unloads all versions of a model. Triton answers requests under way first.
@@ -113,7 +118,7 @@ class TritonClient:
         )
         return found
 
-    async def _control(self, path: str, body: dict[str, str] | None, timeout: float) -> Any:
+    async def _control(self, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
         """One call outside the path of requests: POST, or GET without a body."""
         method, content = (b"GET", b"") if body is None else (b"POST", json.dumps(body).encode())
         try:
