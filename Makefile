@@ -7,6 +7,8 @@ RUNS := $(VENV)/.runs
 GENERATES := $(VENV)/.generates
 READY := $(VENV)/.ready
 REPOSITORY ?= model_repository
+# Compiled modules are kept, whatever the environment says: without them every process compiles its own for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 MODELS ?= embed intent sentiment ner
 # Those of them that generate text: only they need the engine for it.
 GENERATING := $(filter $(MODELS),$(notdir $(patsubst %/recipe.yaml,%,$(shell grep -ls '^task: text-generation' pipeline/recipes/*/recipe.yaml))))

@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from millis_pipeline.publish import CONFIG_FILE
 from millis_server.manifest import Precision
 from millis_server.settings import Settings
-from millis_server.triton.backend.engine import DEFAULT_ENGINES, ENGINES
+from millis_server.triton.backend.engine import DEFAULT_ENGINES, DEVICES, ENGINES, available_devices
 
 DEFAULT_LANES: int = Settings.model_fields["lanes"].default
 LARGEST_REQUEST: int = Settings.model_fields["max_batch"].default
@@ -42,6 +42,7 @@ class Configuration:
         preferred_batch: size at which Triton waits no longer for more; 0 is none.
         delay_us: how long Triton waits for more, in microseconds.
         lanes: the gateway's Triton requests under way at once.
+        device: that the engine computes on.
     """
 
     variant: str
@@ -52,11 +53,12 @@ class Configuration:
     preferred_batch: int
     delay_us: int
     lanes: int
+    device: str = DEVICES[0]
 
     def __str__(self) -> str:
         preferred = f", preferred batch {self.preferred_batch}" if self.preferred_batch else ""
         return (
-            f"{self.variant} on {self.engine}, {self.workers} workers of {self.threads} threads, {self.lanes} lanes, "
+            f"{self.variant} on {self.engine} ({self.device}), {self.workers} workers of {self.threads} threads, {self.lanes} lanes, "
             f"batches of up to {self.max_batch}{preferred}, delay {self.delay_us} µs"
         )
 
@@ -71,6 +73,7 @@ def search_space(variants: Sequence[str], compiled: bool = False) -> dict[str, t
     cores = len(os.sched_getaffinity(0))
     counts = tuple(sorted({*(2**power for power in range(cores.bit_length()) if 2**power <= cores), cores}))
     engines = [engine for engine in ENGINES if find_spec(engine) is not None and (compiled or engine != "torch")]
+    available = {device for engine in engines for device in available_devices(engine)}
     return {
         "variant": tuple(variants),
         "engine": tuple(engines),
@@ -80,6 +83,7 @@ def search_space(variants: Sequence[str], compiled: bool = False) -> dict[str, t
         "preferred_batch": PREFERRED_BATCHES,
         "delay_us": DELAYS_US,
         "lanes": tuple(sorted({1, *counts, 2 * cores})),
+        "device": tuple(device for device in DEVICES if device in available),
     }
 
 
@@ -127,6 +131,7 @@ def configuration_of(variant: str, config: triton.ModelConfig, precision: Precis
         preferred_batch=max(batching.preferred_batch_size, default=0),
         delay_us=batching.max_queue_delay_microseconds,
         lanes=number("lanes", DEFAULT_LANES),
+        device=config.parameters["device"].string_value if "device" in config.parameters else DEVICES[0],
     )
 
 
@@ -144,6 +149,7 @@ def configured(config: triton.ModelConfig, wanted: Configuration) -> triton.Mode
         ("intra_op_threads", wanted.threads),
         ("workers", wanted.workers),
         ("lanes", wanted.lanes),
+        ("device", wanted.device),
     ):
         changed.parameters[name].string_value = str(value)
     return changed
@@ -168,5 +174,8 @@ def write_config(variant: Path, config: triton.ModelConfig) -> None:
 
 
 def simplest(configuration: Configuration) -> Configuration:
-    """The same without what has no effect: a preferred batch means nothing when nobody waits for it."""
-    return configuration if configuration.delay_us else replace(configuration, preferred_batch=0)
+    """The same without what has no effect: a preferred batch means nothing when nobody waits for it, nor a device that
+    the engine does not know."""
+    preferred = configuration.preferred_batch if configuration.delay_us else 0
+    knows = configuration.device in available_devices(configuration.engine)
+    return replace(configuration, preferred_batch=preferred, device=configuration.device if knows else DEVICES[0])

@@ -159,7 +159,7 @@ class Search:
             self._study.tell(trial, state=TrialState.FAIL)
         elif known is not None:
             self._study.tell(trial, self._cost(known.measured))
-        elif self._fails(configuration.variant, configuration.engine):
+        elif self._fails(configuration):
             self._study.tell(trial, FAILED_COST)
         else:
             self._open = trial
@@ -168,19 +168,13 @@ class Search:
 
     def _untried(self) -> list[dict[str, Any]]:
         """The values of all configurations of which it is not known what would come of them."""
-        hopeless = {
-            (variant, engine)
-            for variant, engine in product(self._space["variant"], self._space["engine"])
-            if self._fails(variant, engine)
-        }
         found = []
         for values in product(*self._space.values()):
             named: dict[str, Any] = dict(zip(self._space, values, strict=True))
             configuration = simplest(Configuration(**named))
-            if (configuration.variant, configuration.engine) in hopeless or configuration == self._baseline:
+            if configuration == self._baseline or configuration in self._known or self._fails(configuration):
                 continue
-            if configuration not in self._known:
-                found.append(named)
+            found.append(named)
         return found
 
     def tell(self, configuration: Configuration, measured: Measured | None, failure: str = "") -> Trial:
@@ -198,13 +192,10 @@ class Search:
     def _cost(self, measured: Measured | None) -> float:
         return FAILED_COST if measured is None else self._target.cost(measured)
 
-    def _fails(self, variant: str | int, engine: str | int) -> bool:
-        """Whether an engine has failed a variant as often as is enough, and never ran it."""
-        alike = [
-            trial.measured
-            for trial in self._known.values()
-            if (trial.configuration.variant, trial.configuration.engine) == (variant, engine)
-        ]
+    def _fails(self, configuration: Configuration) -> bool:
+        """Whether an engine on a device has failed a variant as often as is enough, and never ran it."""
+        place = _place(configuration)
+        alike = [trial.measured for trial in self._known.values() if _place(trial.configuration) == place]
         return len(alike) >= ENOUGH_FAILURES and not any(alike)
 
     def trials(self) -> list[Trial]:
@@ -218,6 +209,10 @@ class Search:
             configuration = Configuration(**kept["configuration"])
             found.append(Trial(len(found) + 1, configuration, measured, kept["failure"]))
         return found
+
+
+def _place(configuration: Configuration) -> tuple[str, str, str]:
+    return configuration.variant, configuration.engine, configuration.device
 
 
 def _single_changes(

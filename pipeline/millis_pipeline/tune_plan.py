@@ -136,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of `millis tune`."""
     options = argparse.ArgumentParser(
         prog="millis tune",
-        description="Finds how a model runs best on this machine: variant, engine, threads, workers, batching, lanes.",
+        description="Finds how a model runs best on this machine: variant, engine, device, threads, batching.",
         epilog="Exit codes: 0 done, 1 an error, 3 nothing meets the target, 130 interrupted (what was found is kept).",
     )
     options.add_argument("model", help="logical model name")

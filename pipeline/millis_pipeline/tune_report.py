@@ -14,7 +14,7 @@ from millis_pipeline.stand import Measured
 SHOWN = 10
 """Trials in the report; the file of trials has all."""
 
-CONFIGURATION_HEADER = "variant | engine | threads | workers | max batch | preferred | delay µs | lanes"
+CONFIGURATION_HEADER = "variant | engine | threads | workers | max batch | preferred | delay µs | lanes | device"
 
 
 def write_trials(path: Path, trials: Sequence[Trial]) -> None:

@@ -35,6 +35,7 @@ from tests.conftest import Published
 PATIENCE_SECONDS = 60
 QUICK = ["--phase-seconds", "0.1", "--rounds", "1", "--callers", "4"]
 OTHER = Configuration("fp32", "openvino", 2, 1, 16, 4, 200, 3)
+ON_CUDA = replace(OTHER, engine="onnxruntime", device="cuda")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,8 @@ def test_a_configuration_is_read_back_as_it_was_written(repository, tmp_path):
     write_config(tmp_path, configured(config, OTHER))
     assert [path.name for path in tmp_path.iterdir()] == ["config.pbtxt"]
     assert configuration_of("fp32", read_config(tmp_path)) == OTHER
+    write_config(tmp_path, configured(config, ON_CUDA))
+    assert configuration_of("fp32", read_config(tmp_path)) == ON_CUDA
     assert configuration_of("fp32", config) == Configuration("fp32", "onnxruntime", 1, 2, 64, 0, 0, 2)
 
 
@@ -179,6 +182,27 @@ def test_an_engine_that_fails_a_variant_twice_is_not_tried_with_it_again(tmp_pat
     assert sum(trial.measured is None for trial in search.trials()) == failures
 
 
+def test_cuda_is_searched_where_onnx_runtime_has_it(monkeypatch):
+    assert search_space(["fp32"])["device"] == ("cpu",)
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
+    assert search_space(["fp32"])["device"] == ("cpu", "cuda")
+
+
+def test_a_device_that_cannot_be_used_is_left_after_two_failures_and_the_search_goes_on(tmp_path, monkeypatch):
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
+    space = {**search_space(["fp32"]), "max_batch": (8,), "preferred_batch": (0,), "delay_us": (0,), "lanes": (1, 2)}
+    space |= {"threads": (1, 2), "workers": (1, 2)}
+    search = Search(tmp_path / "study.db", "intent", space, Target("latency"), OTHER)
+    tried = []
+    while (configuration := search.propose()) is not None:
+        tried.append((configuration.engine, configuration.device))
+        works = configuration.device == "cpu"
+        search.tell(configuration, Measured(1.0, 1.0, 10.0, 1.0) if works else None, "" if works else "no CUDA")
+    assert sorted(tried) == ([("onnxruntime", "cpu")] * 8 + [("onnxruntime", "cuda")] * 2 + [("openvino", "cpu")] * 8)
+
+
 def test_a_search_ends_when_everything_was_tried(tmp_path):
     space = {**search_space(["fp32"]), "engine": ("onnxruntime",), "threads": (1,), "workers": (1, 2)}
     space |= {"max_batch": (8,), "preferred_batch": (0,), "delay_us": (0,), "lanes": (1,)}
@@ -230,8 +254,8 @@ def test_trials_are_not_compared_across_an_edit_of_what_tune_does_not_vary(repos
         write_config(folder / "intent-fp32", config)
         return tune._study_name(tune.read_plan(tune.parser().parse_args(arguments(folder, tmp_path))))
 
-    names = [study((name, "1")) for name in ("precision", "device", "max_padding")]
-    assert len({study(), *names}) == 4
+    names = [study((name, "1")) for name in ("precision", "max_padding")]
+    assert len({study(), *names}) == 3
     # What tune writes itself makes no other study.
     assert study(runs=OTHER) == study()
 

@@ -1,8 +1,8 @@
 """What an engine of the `millis` backend is, and which ones there are.
 
 An engine runs dense tensors; it knows nothing of Triton, requests or batches. Another one is a file
-`engine_<name>.py` with a function `load` and the tuples `DEVICES` and `PRECISIONS` that it can do, and its name in
-`ENGINES`. Its library is imported only when a config asks for it.
+`engine_<name>.py` with a function `load`, the tuples `DEVICES` and `PRECISIONS` that it can do, and a function
+`available_devices`, and its name in `ENGINES`. Its library is imported only when a config asks for it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -72,15 +73,7 @@ def load_engine(name: str, model: Path, options: EngineOptions) -> Engine:
         raise ValueError(f"parameter engine must be one of {', '.join(ENGINES)}, not {name!r}")
     if options.device not in DEVICES:
         raise ValueError(f"parameter device must be one of {', '.join(DEVICES)}, not {options.device!r}")
-    # This file is `engine` in Triton's process, where the folder is on the path, and part of a package elsewhere.
-    package = __name__.removesuffix("engine")
-    try:
-        module = importlib.import_module(f"{package}engine_{name}")
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f'parameter engine is {name!r}, which is not installed: pip install "millis[{name}]" '
-            f"in the environment that runs Triton ({error})"
-        ) from None
+    module = _module(name)
     if options.device not in module.DEVICES:
         has = ", ".join(module.DEVICES)
         raise ValueError(f"parameter device is {options.device!r}; engine {name!r} has {has} only")
@@ -92,3 +85,25 @@ def load_engine(name: str, model: Path, options: EngineOptions) -> Engine:
         )
     engine: Engine = module.load(model, options)
     return engine
+
+
+def available_devices(name: str) -> tuple[str, ...]:
+    """Devices that an engine's library can use as it is installed; whether the machine has them shows at a load.
+
+    Raises:
+        ValueError: the library is not installed.
+    """
+    devices: tuple[str, ...] = _module(name).available_devices()
+    return devices
+
+
+def _module(name: str) -> ModuleType:
+    # This file is `engine` in Triton's process, where the folder is on the path, and part of a package elsewhere.
+    package = __name__.removesuffix("engine")
+    try:
+        return importlib.import_module(f"{package}engine_{name}")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f'parameter engine is {name!r}, which is not installed: pip install "millis[{name}]" '
+            f"in the environment that runs Triton ({error})"
+        ) from None

@@ -38,6 +38,12 @@ class OnnxRuntimeEngine:
         return outputs
 
 
+def available_devices() -> tuple[str, ...]:
+    """See `engine.available_devices`."""
+    providers = onnxruntime.get_available_providers()
+    return tuple(device for device, provider in PROVIDERS.items() if provider in providers)
+
+
 def load(model: Path, options: EngineOptions) -> OnnxRuntimeEngine:
     """See `engine.load_engine`."""
     return OnnxRuntimeEngine(model, options)

@@ -48,6 +48,11 @@ class OpenVinoEngine:
         return list(request.infer(feeds, share_inputs=True).to_tuple())
 
 
+def available_devices() -> tuple[str, ...]:
+    """See `engine.available_devices`."""
+    return DEVICES
+
+
 def load(model: Path, options: EngineOptions) -> OpenVinoEngine:
     """See `engine.load_engine`."""
     return OpenVinoEngine(model, options)

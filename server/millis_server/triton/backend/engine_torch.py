@@ -40,6 +40,11 @@ class TorchEngine:
         return [output.numpy() for output in (outputs if isinstance(outputs, (list, tuple)) else (outputs,))]
 
 
+def available_devices() -> tuple[str, ...]:
+    """See `engine.available_devices`."""
+    return DEVICES
+
+
 def load(model: Path, options: EngineOptions) -> TorchEngine:
     """See `engine.load_engine`; the compiled program lies beside the graph."""
     package = model.with_suffix(".pt2")
