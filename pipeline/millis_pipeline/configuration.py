@@ -58,8 +58,8 @@ class Configuration:
     def __str__(self) -> str:
         preferred = f", preferred batch {self.preferred_batch}" if self.preferred_batch else ""
         return (
-            f"{self.variant} on {self.engine} ({self.device}), {self.workers} workers of {self.threads} threads, {self.lanes} lanes, "
-            f"batches of up to {self.max_batch}{preferred}, delay {self.delay_us} µs"
+            f"{self.variant} on {self.engine} ({self.device}), {self.workers} workers of {self.threads} threads, "
+            f"{self.lanes} lanes, batches of up to {self.max_batch}{preferred}, delay {self.delay_us} µs"
         )
 
 
