@@ -8,6 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -106,13 +107,13 @@ def cross_encoder(folder: Path) -> Path:
     return folder
 
 
-def sentence_model(folder: Path) -> Path:
-    """Writes a sentence-transformers model: BERT, mean pooling, normalisation."""
+def sentence_model(folder: Path, *further: nn.Module, **stated: object) -> Path:
+    """Writes a sentence-transformers model: BERT, then mean pooling and normalisation, or what is given."""
     backbone = folder.parent / f"{folder.name}-backbone"
     BertModel(bert_config(("a", "b"), seed=5)).save_pretrained(backbone)
     wordpiece_tokenizer().save_pretrained(backbone)
     transformer = Transformer(str(backbone), max_seq_length=MAX_TOKENS)
     torch.manual_seed(0)
-    model = SentenceTransformer(modules=[transformer, Pooling(32, "mean"), Normalize()], device="cpu")
-    model.save(str(folder))
+    modules = [transformer, *(further or (Pooling(32, "mean"), Normalize()))]
+    SentenceTransformer(modules=modules, device="cpu", **stated).save(str(folder))
     return folder

@@ -282,6 +282,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--eval-data", type=Path, help="labelled data to measure a checkpoint on (CSV, JSONL, CoNLL)")
     parser.add_argument("--text-column", default="text", help="column of the texts in --eval-data")
     parser.add_argument("--label-column", default="label", help="column of the labels in --eval-data")
+    parser.add_argument(
+        "--label-separator",
+        metavar="TEXT",
+        help="what stands between the labels of a text in --eval-data that can have several; the default is 1 label",
+    )
     parser.add_argument("--data-dir", type=Path, help="folder that a recipe's data paths count from")
     parser.add_argument(
         "--repository",

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from millis_pipeline.classifier import MARKER_FILE, MeanPoolClassifier
+from millis_pipeline.sentence_config import CONFIG_FILE, SentenceConfig, read_sentence_config
 from millis_server.manifest import TaskName, TensorName
 
 PACKAGE_PREFIX = "package:"
@@ -104,7 +105,7 @@ class _SentenceVector(nn.Module):  # type: ignore[misc]  # torch is not followed
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         features = {"input_ids": input_ids, "attention_mask": attention_mask}
         vector: torch.Tensor = self.model(features)["sentence_embedding"]
-        return vector
+        return vector[:, : self.model.truncate_dim]
 
 
 def resolve(source: str) -> Path:
@@ -123,12 +124,13 @@ def resolve(source: str) -> Path:
     if source.startswith((".", "/")) or source.count("/") != 1:
         raise CheckpointError(f"checkpoint {source}: no such folder, and no hub id (owner/name)")
     from huggingface_hub import snapshot_download  # only here: local builds must not wait for a network
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(source, ignore_patterns=["*.bin.index*", "*.msgpack", "*.h5", "*.ot", "onnx/*"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(f"checkpoint {source}: not a folder, and the hub does not give it: {error}") from error
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = _one_line(error)
+        raise CheckpointError(f"checkpoint {source}: not a folder, and the hub does not give it: {reason}") from error
 
 
 def load(source: str, folder: Path, task: TaskName | None = None) -> Checkpoint:
@@ -144,16 +146,24 @@ def load(source: str, folder: Path, task: TaskName | None = None) -> Checkpoint:
     """
     tokenizer = load_tokenizer(source, folder)
     task = task or infer_task(source, folder)
+    stated = _sentence_config(source, folder)
+    if stated.prompt:
+        raise CheckpointError(
+            f"checkpoint {source}: its default prompt {stated.prompt!r} goes before every text, which is not "
+            f"supported; set default_prompt_name to null in its {CONFIG_FILE} and let callers send the prompt"
+        )
+    if task == "embedding" and stated.kind not in ("", "SentenceTransformer"):
+        raise CheckpointError(f"checkpoint {source}: it is a {stated.kind} ({CONFIG_FILE}), which gives no embeddings")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()
     try:
         if task == "embedding":
             return _load_embedding(source, folder, tokenizer)
-        return _load_head(source, folder, tokenizer, task)
+        return _load_head(source, folder, tokenizer, task, stated)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"checkpoint {source}: {' '.join(str(error).split())[:300]}") from error
+        raise CheckpointError(f"checkpoint {source}: {_one_line(error)}") from error
 
 
 def infer_task(source: str, folder: Path) -> TaskName:
@@ -162,7 +172,7 @@ def infer_task(source: str, folder: Path) -> TaskName:
     Raises:
         CheckpointError: the files do not say.
     """
-    if (folder / "modules.json").is_file():
+    if (folder / "modules.json").is_file() and _sentence_config(source, folder).kind != "CrossEncoder":
         return "embedding"
     config = _config(source, folder)
     architecture = (getattr(config, "architectures", None) or [""])[0]
@@ -180,7 +190,9 @@ def infer_task(source: str, folder: Path) -> TaskName:
     )
 
 
-def _load_head(source: str, folder: Path, tokenizer: PreTrainedTokenizerFast, task: TaskName) -> Checkpoint:
+def _load_head(
+    source: str, folder: Path, tokenizer: PreTrainedTokenizerFast, task: TaskName, stated: SentenceConfig
+) -> Checkpoint:
     config = _config(source, folder)
     if (folder / MARKER_FILE).is_file():
         module: nn.Module = MeanPoolClassifier.load(folder)
@@ -208,7 +220,7 @@ def _load_head(source: str, folder: Path, tokenizer: PreTrainedTokenizerFast, ta
         max_tokens=token_limit(config, tokenizer),
         labels=() if task == "cross-encoder" else labels,
         multi_label=config.problem_type == "multi_label_classification",
-        activation=_activation(config) if task == "cross-encoder" else "identity",
+        activation=_activation(source, stated, config) if task == "cross-encoder" else "identity",
         license=checkpoint_license(folder),
     )
 
@@ -226,7 +238,8 @@ def _load_embedding(source: str, folder: Path, tokenizer: PreTrainedTokenizerFas
         inputs=("input_ids", "attention_mask"),
         max_tokens=min(limit, token_limit(config, tokenizer, stated=limit)),
         dimensions=int(model.get_embedding_dimension() or 0),
-        normalized=any(type(part).__name__ == "Normalize" for part in model),
+        # What is cut after it has length 1 is shorter.
+        normalized=model.truncate_dim is None and any(type(part).__name__ == "Normalize" for part in model),
         license=checkpoint_license(folder),
     )
 
@@ -242,7 +255,7 @@ def load_tokenizer(source: str, folder: Path) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers and tokenizers raise whatever the file makes them raise
-        raise CheckpointError(f"checkpoint {source}: its tokenizer cannot be read: {error}") from error
+        raise CheckpointError(f"checkpoint {source}: its tokenizer cannot be read: {_one_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(f"checkpoint {source}: {type(tokenizer).__name__} has no fast version (tokenizer.json)")
     return tokenizer
@@ -252,7 +265,19 @@ def _config(source: str, folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {source}: config.json: {' '.join(str(error).split())[:300]}") from error
+        raise CheckpointError(f"checkpoint {source}: config.json: {_one_line(error)}") from error
+
+
+def _sentence_config(source: str, folder: Path) -> SentenceConfig:
+    try:
+        return read_sentence_config(folder)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {source}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    """The message of a library's error, which may be a page."""
+    return " ".join(str(error).split())[:300]
 
 
 def token_limit(config: Any, tokenizer: PreTrainedTokenizerFast, stated: int = UNLIMITED_TOKENS) -> int:
@@ -265,16 +290,17 @@ def token_limit(config: Any, tokenizer: PreTrainedTokenizerFast, stated: int = U
     return 512 if limit >= UNLIMITED_TOKENS else int(limit)
 
 
-def _activation(config: Any) -> Literal["sigmoid", "identity"]:
+def _activation(source: str, stated: SentenceConfig, config: Any) -> Literal["sigmoid", "identity"]:
     """Sigmoid unless the checkpoint says otherwise: the default of sentence-transformers for one output."""
-    stated = getattr(config, "sentence_transformers", None) or {}
-    name = stated.get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", None) or "Sigmoid"
+    older = (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
+    oldest = getattr(config, "sbert_ce_default_activation_function", None)
+    name = stated.activation or older or oldest or "Sigmoid"
     last = name.rpartition(".")[2]
     if last == "Sigmoid":
         return "sigmoid"
     if last == "Identity":
         return "identity"
-    raise CheckpointError(f"activation {name!r} of the cross-encoder is neither Sigmoid nor Identity")
+    raise CheckpointError(f"checkpoint {source}: its activation {name!r} is neither Sigmoid nor Identity")
 
 
 def checkpoint_license(folder: Path) -> str:

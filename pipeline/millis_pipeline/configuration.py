@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from millis_pipeline.publish import CONFIG_FILE
 from millis_server.manifest import Precision
 from millis_server.settings import Settings
-from millis_server.triton.backend.engine import DEFAULT_ENGINES, DEVICES, ENGINES, available_devices
+from millis_server.triton.backend.engine import DEFAULT_ENGINES, DEVICES, ENGINES, available_devices, precisions
 
 DEFAULT_LANES: int = Settings.model_fields["lanes"].default
 LARGEST_REQUEST: int = Settings.model_fields["max_batch"].default
@@ -84,6 +84,21 @@ def search_space(variants: Sequence[str], compiled: bool = False) -> dict[str, t
         "delay_us": DELAYS_US,
         "lanes": tuple(sorted({1, *counts, 2 * cores})),
         "device": tuple(device for device in DEVICES if device in available),
+    }
+
+
+def unable(precision_of: Mapping[str, Precision], engines: Iterable[str]) -> set[tuple[str, str]]:
+    """Pairs of variant and engine that cannot go together.
+
+    Args:
+        precision_of: each variant.
+        engines: of a search.
+    """
+    return {
+        (variant, engine)
+        for engine in engines
+        for variant, precision in precision_of.items()
+        if precision not in precisions(engine)
     }
 
 

@@ -57,11 +57,13 @@ def read_job(source: str, arguments: argparse.Namespace) -> Job | DecoderRecipe:
 
     Raises:
         CheckpointError: no --task is given, and the checkpoint does not say what it answers.
-        RecipeError: the recipe is wrong, `--teacher` is given without one, or `--engine` with one.
+        RecipeError: the recipe is wrong, or an option does not go with what is built.
     """
     if source.endswith((".yaml", ".yml")):
         if arguments.engine is not None:
             raise RecipeError(f"--engine: {source} is a recipe; its variants say what generates")
+        if arguments.label_separator is not None:
+            raise RecipeError(f"--label-separator: {source} is a recipe; its key label_separator says it")
         recipe = load_recipe(Path(source), arguments.data_dir)
         if isinstance(recipe, DecoderRecipe):
             if arguments.teacher is not None:
@@ -85,7 +87,9 @@ def read_job(source: str, arguments: argparse.Namespace) -> Job | DecoderRecipe:
     if arguments.teacher is not None:
         raise RecipeError(f"--teacher: it goes with a recipe, and {source} is a checkpoint")
     name = arguments.name or Path(source.removeprefix(PACKAGE_PREFIX)).name.lower().replace("_", "-")
-    if _generates(source, arguments.task):
+    task = arguments.task or _implied(source)
+    _check_separator(arguments.label_separator, task, arguments.eval_data)
+    if task == "text-generation":
         return _plain_decoder(source, name, arguments.eval_data, arguments.engine)
     if arguments.engine is not None:
         raise RecipeError(f"--engine: it is for checkpoints that generate text, and {source} does not")
@@ -98,14 +102,25 @@ def read_job(source: str, arguments: argparse.Namespace) -> Job | DecoderRecipe:
         dataset=arguments.eval_data.name if arguments.eval_data else "",
         text_column=arguments.text_column,
         label_column=arguments.label_column,
+        label_separator=arguments.label_separator,
     )
 
 
-def _generates(source: str, task: TaskName | None) -> bool:
-    """Whether a checkpoint generates text; one that is not there yet is asked when it is built."""
-    if task is not None:
-        return task == "text-generation"
-    return Path(source).is_dir() and infer_task(source, Path(source)) == "text-generation"
+def _implied(source: str) -> TaskName | None:
+    """What a checkpoint answers; one that is not there yet is asked when it is built."""
+    return infer_task(source, Path(source)) if Path(source).is_dir() else None
+
+
+def _check_separator(separator: str | None, task: TaskName | None, evaluation: Path | None) -> None:
+    """Refuses `--label-separator` where it would mean nothing."""
+    if separator is None:
+        return
+    if not separator:
+        raise RecipeError("--label-separator: it is empty")
+    if task not in ("text-classification", None):
+        raise RecipeError(f"--label-separator: a model for {task} has no texts with several labels")
+    if evaluation is None:
+        raise RecipeError("--label-separator: it stands between labels in --eval-data, which is not given")
 
 
 def _plain_decoder(source: str, name: str, evaluation: Path | None, engine: EngineName | None) -> DecoderRecipe:
@@ -129,12 +144,15 @@ def read_evaluation(job: Job) -> tuple[TextExamples | TokenExamples | None, str]
 
     Raises:
         DataError: the file cannot be used.
+        RecipeError: a checkpoint that does not classify texts was given a separator of labels.
     """
     if job.evaluation is None:
         if job.recipe is None or job.recipe.train is None:
             return None, ""
         return train_and_dev(job.recipe)[1], f"{job.dataset}, dev"
     task = job.task or infer_task(job.source, resolve(job.source))
+    if job.recipe is None:
+        _check_separator(job.label_separator, task, job.evaluation)
     if task == "cross-encoder":
         raise DataError(f"{job.evaluation}: evaluation data for cross-encoders is not supported")
     if task == "token-classification":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -104,6 +104,7 @@ class Search:
         space: values of each field of a configuration.
         target: what is wanted.
         baseline: what is in the repository, which is measured elsewhere.
+        unable: pairs of variant and engine that cannot go together.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Search:
         space: Mapping[str, Sequence[str | int]],
         target: Target,
         baseline: Configuration,
+        unable: Collection[tuple[str, str]] = (),
     ) -> None:
         optuna.logging.set_verbosity(logging.WARNING)
         # No pool: connections kept open would outlive the search.
@@ -135,6 +137,7 @@ class Search:
         self._known = {trial.configuration: trial for trial in self.trials()}
         self.resumed = len(self._known)
         self._baseline = baseline
+        self._unable = unable
 
     def propose(self) -> Configuration | None:
         """The next configuration to measure, or None when there is nothing left to try."""
@@ -193,7 +196,9 @@ class Search:
         return FAILED_COST if measured is None else self._target.cost(measured)
 
     def _fails(self, configuration: Configuration) -> bool:
-        """Whether an engine on a device has failed a variant as often as is enough, and never ran it."""
+        """Whether an engine cannot run a variant, or on a device has failed it as often as is enough."""
+        if (configuration.variant, configuration.engine) in self._unable:
+            return True
         place = _place(configuration)
         alike = [trial.measured for trial in self._known.values() if _place(trial.configuration) == place]
         return len(alike) >= ENOUGH_FAILURES and not any(alike)

@@ -27,6 +27,7 @@ from millis_pipeline.configuration import (
     configured,
     read_config,
     search_space,
+    unable,
     write_config,
 )
 from millis_pipeline.data import DataError
@@ -108,7 +109,10 @@ async def _measure(plan: Plan, findings: Findings) -> None:
         findings.trials.append(Trial(0, plan.baseline, *baseline))
         compiled = any(COMPILED_FILE in subject.manifest.files for subject in plan.subjects.values())
         space = search_space(list(plan.subjects), compiled)
-        search = Search(plan.folder / "study.db", _study_name(plan), space, plan.target, plan.baseline)
+        never = unable(
+            {name: subject.manifest.precision for name, subject in plan.subjects.items()}, map(str, space["engine"])
+        )
+        search = Search(plan.folder / "study.db", _study_name(plan), space, plan.target, plan.baseline, never)
         findings.trials += search.trials()
         if search.resumed:
             _say(plan, f"goes on from {search.resumed} trials of an earlier run")

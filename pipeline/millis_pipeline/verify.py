@@ -100,7 +100,8 @@ def evaluation_set(
         name: of the data set.
 
     Raises:
-        VerificationError: a label of the data is none of the checkpoint's.
+        VerificationError: a label of the data is none of the checkpoint's, or a text has several and the checkpoint
+            gives one.
     """
     pad_id = checkpoint.tokenizer.pad_token_id or 0
     if isinstance(examples, TokenExamples):
@@ -111,6 +112,7 @@ def evaluation_set(
     if examples is not None:
         if checkpoint.task == "text-classification":
             _check_labels(checkpoint, {label for labels in examples.labels for label in labels}, name)
+            _check_single(checkpoint, examples, name)
         rows = tokenize(tokenizer, examples.texts, checkpoint.max_tokens, pad_id)
         return EvaluationSet(name, examples.texts, rows, labels=examples.labels)
     inputs: Sequence[str] | Sequence[tuple[str, str]] = BUILT_IN_TEXTS
@@ -244,6 +246,17 @@ def _check_labels(checkpoint: Checkpoint, found: set[str], name: str) -> None:
             f"{name}: label {unknown[0]!r} is none of the {len(checkpoint.labels)} labels of {checkpoint.source}: "
             f"{', '.join(checkpoint.labels[:8])}{', …' if len(checkpoint.labels) > 8 else ''}"
         )
+
+
+def _check_single(checkpoint: Checkpoint, examples: TextExamples, name: str) -> None:
+    """Refuses data with several labels, or none, for a text where a prediction is always one."""
+    if checkpoint.multi_label:
+        return
+    for labels, line in zip(examples.labels, examples.lines, strict=True):
+        if len(labels) != 1:
+            raise VerificationError(
+                f"{name}, line {line}: the text has {len(labels)} labels, and {checkpoint.source} gives a text 1"
+            )
 
 
 def _agreement(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]], *, by_word: bool) -> float:

@@ -14,7 +14,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 import millis
-from benchmarks.gateway import running_gateway
+from benchmarks.gateway import Running, children, running_gateway
 from millis_pipeline.precision import has_bfloat16
 from millis_pipeline.publish import CONFIG_FILE, triton_config, write_version
 from millis_server.manifest_files import read_manifest
@@ -24,13 +24,15 @@ PATIENCE_SECONDS = 60
 ROUNDED_TOLERANCE = 0.25
 """What the manifest of the variant in bfloat16 says that a logit may be off by; bfloat16 keeps eight bits."""
 TEXTS = ["where is my order", "fox", "the quick brown fox jumps over the lazy dog in Paris on Monday last week"]
+STUB_THREADS = 5
+"""What Triton starts in the process of a model, whatever the machine."""
 VARIANTS = {
     "intent-fp32": {},
     "embed-fp32": {"engine": "openvino", "workers": "1"},
     "embed-int8": {"workers": "1"},
     "topics-fp32": {"engine": "abacus"},
     "topics-int8": {"device": "cuda"},
-    "rerank-fp32": {"max_padding": "unlimited", "workers": "1"},
+    "rerank-fp32": {"max_padding": "unlimited", "workers": "1", "intra_op_threads": "5"},
 }
 
 
@@ -78,12 +80,22 @@ def publish_rounded(published: Published, repository: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def client(repository: Path) -> Iterator[millis.Client]:
-    with (
-        running_gateway(repository, "--repository-poll-seconds", "0.1") as gateway,
-        millis.Client(gateway.target) as connected,
-    ):
+def configured(repository: Path) -> Iterator[Running]:
+    with running_gateway(repository, "--repository-poll-seconds", "0.1") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(configured: Running) -> Iterator[millis.Client]:
+    with millis.Client(configured.target) as connected:
         yield connected
+
+
+def threads(gateway: Running, variant: str) -> int:
+    """How many threads the process of a variant has."""
+    (triton,) = children(gateway.process.pid)
+    (process,) = [each for each in children(triton) if f"/{variant}/" in Path(f"/proc/{each}/cmdline").read_text()]
+    return len(list(Path(f"/proc/{process}/task").iterdir()))
 
 
 def variant(client: millis.Client, model: str, name: str) -> millis.ModelVariant:
@@ -157,6 +169,13 @@ def test_padding_is_counted_as_the_engine_computed_it(client):
     grouped = client.embed(TEXTS, model="embed", variant="int8").info.usage
     assert grouped.padded_tokens == 0
     assert client.embed("alone", model="embed", variant="int8").info.usage.padded_tokens == 0
+
+
+def test_a_model_has_the_threads_that_its_config_says_and_none_for_each_core(client, configured):
+    assert threads(configured, "embed-int8") == STUB_THREADS
+    assert threads(configured, "rerank-fp32") == STUB_THREADS + 4
+    client.classify(TEXTS * 8, model="intent", variant="fp32")  # the second worker comes with the first batch
+    assert threads(configured, "intent-fp32") == STUB_THREADS + 1
 
 
 def test_a_changed_config_takes_effect_under_traffic_and_a_broken_one_changes_nothing(client, repository):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ import pytest
 
 import millis
 from benchmarks.gateway import children, running_gateway
+from millis_server.server import DEATHS_SECONDS, MAX_DEATHS
 from tests.conftest import Published
 
 PATIENCE_SECONDS = 60
@@ -104,6 +106,23 @@ def test_a_triton_that_is_killed_again_while_its_models_load_is_started_once_mor
         os.kill(second, signal.SIGKILL)
         until(lambda: not is_alive(second))
         until(lambda: answers(client))
+
+
+def test_a_triton_that_dies_again_and_again_ends_the_gateway(repository):
+    with running_gateway(repository) as gateway:
+        killed: list[int] = []
+        while len(killed) < MAX_DEATHS:
+            until(lambda: set(tritons(gateway.process.pid)) - set(killed) != set())
+            (living,) = set(tritons(gateway.process.pid)) - set(killed)
+            os.kill(living, signal.SIGKILL)
+            killed.append(living)
+        _, errors = gateway.process.communicate(timeout=PATIENCE_SECONDS)
+        assert gateway.process.returncode == 1
+    head, words, *_ = errors[errors.index("millis serve: ") :].splitlines()
+    assert head == f"millis serve: Triton died {MAX_DEATHS} times in {DEATHS_SECONDS} s; the last time:"
+    assert re.fullmatch(r"Triton ended with exit code -9; the end of /\S+/triton/triton\.log:", words)
+    assert "Traceback" not in errors
+    assert [process for process in killed if is_alive(process)] == []
 
 
 def test_a_killed_gateway_leaves_no_process_behind(repository):

@@ -209,6 +209,30 @@ def test_guided_text_obeys_its_guide(generating):
     assert ask(json_schema={}), "a schema that allows everything is one too"
 
 
+AWKWARD = (
+    *("yes, please!", "a.b*c", "(no)", "[a-z]+", "x|y", "^$", "{2}", "a\\b", 'say "hi"', "it's", "what?", "1 + 1 = 2"),
+    *(" both sides ", "two\nlines", "a\ttab", "#hash-tag ~ & %", "café 你好", "no", "not"),
+)
+"""Choices that mean something else in a regular expression, a JSON text or a template, and one that begins another."""
+
+
+@pytest.mark.parametrize("choice", AWKWARD)
+def test_a_choice_is_made_to_the_letter_whatever_its_characters(generating, choice):
+    assert generating.client.generate("order", model="llama", max_tokens=200, choices=[choice]).text() == choice
+
+
+def test_of_choices_with_awkward_characters_exactly_one_is_made(generating):
+    def ask(seed: int) -> str:
+        sampling = Sampling(temperature=10.0, seed=seed)
+        return generating.client.generate(
+            "order", model="llama", max_tokens=200, sampling=sampling, choices=AWKWARD
+        ).text()
+
+    made = {ask(seed) for seed in range(24)}
+    assert made <= set(AWKWARD)
+    assert len(made) > 3
+
+
 def test_a_guide_that_cannot_be_compiled_is_refused_and_harms_nobody(generating):
     with generating.client.generate("fox", model="llama", max_tokens=300, ignore_eos=True) as going:
         next(going)

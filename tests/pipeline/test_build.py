@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from google.protobuf import text_format
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 from tritonclient.grpc import model_config_pb2
 
 from millis_pipeline import build, precision
@@ -173,6 +175,75 @@ def test_a_checkpoint_that_cannot_be_used_is_one_clear_line(tmp_path, backbone, 
         last = capsys.readouterr().err.strip().splitlines()[-1]
         assert last.startswith("millis build: ")
         assert message in last
+
+
+TOPICS = (
+    ("where is my order it should have arrived last week", ("time",)),
+    ("Angela Merkel met Tim Cook in Paris on Monday", ("people", "places", "time")),
+    ("shares of the company rose after it raised its forecast", ("money",)),
+    ("the quick brown fox jumps over the lazy dog", ()),
+)
+
+
+def test_a_checkpoint_with_several_labels_for_a_text_is_measured_on_data_with_a_separator(tmp_path):
+    folder = tiny.text_classifier(tmp_path / "topics", tiny.TOPICS, seed=2, multi_label=True)
+    with (tmp_path / "test.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *((text, "; ".join(labels)) for text, labels in TOPICS)])
+    model = BertForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    with torch.inference_mode():
+        logits = [model(**tokenizer(text, return_tensors="pt")).logits[0].tolist() for text, _ in TOPICS]
+    said = [{label for label, logit in zip(tiny.TOPICS, row, strict=True) if logit >= 0} for row in logits]
+    right = sum(len(ours & set(labels)) for ours, (_, labels) in zip(said, TOPICS, strict=True))
+    f1 = 2 * right / sum(len(ours) + len(labels) for ours, (_, labels) in zip(said, TOPICS, strict=True))
+    options = ["--task", "text-classification", "--eval-data", str(tmp_path / "test.csv"), "--label-separator", ";"]
+    assert run(folder, tmp_path / "repository", *options) == 0
+    quality = read_manifest(tmp_path / "repository" / "topics-fp32" / "1").quality
+    assert quality is not None
+    assert (quality.metric, quality.value, quality.examples, quality.dataset) == (
+        "micro_f1",
+        pytest.approx(f1),
+        4,
+        "test.csv",
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (
+            tiny.token_classifier,
+            ["--label-separator", "|", "--eval-data", "test.csv"],
+            "--label-separator: a model for token-classification has no texts with several labels",
+        ),
+        (
+            tiny.backbone,
+            ["--task", "text-generation", "--label-separator", "|"],
+            "--label-separator: a model for text-generation has no texts with several labels",
+        ),
+        (tiny.text_classifier, ["--label-separator", "", "--eval-data", "test.csv"], "--label-separator: it is empty"),
+        (
+            tiny.text_classifier,
+            ["--label-separator", "|"],
+            "--label-separator: it stands between labels in --eval-data, which is not given",
+        ),
+        (
+            tiny.text_classifier,
+            ["--label-separator", "|", "--eval-data", "test.csv"],
+            "test.csv, line 2: the text has 2 labels, and {folder} gives a text 1",
+        ),
+    ],
+)
+def test_a_separator_of_labels_that_does_not_go_with_the_checkpoint_is_one_clear_line(
+    tmp_path, capsys, monkeypatch, make, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("test.csv").write_text("text,label\nfox,order|refund\n")
+    folder = make(tmp_path / "checkpoint")
+    assert run(folder, tmp_path / "repository", *options) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"millis build: {message.format(folder=folder)}"
+    assert list((tmp_path / "repository").glob("*")) == []
 
 
 def test_a_variant_in_bfloat16_is_built_where_the_processor_has_it_and_left_out_elsewhere(

@@ -11,6 +11,7 @@ from millis_pipeline.data import TextExamples
 from millis_pipeline.job import Job, read_evaluation, read_job
 from millis_pipeline.recipe import RecipeError, load_recipe
 from millis_pipeline.variants import DEFAULT_VARIANTS
+from tests import tiny
 
 RECIPE = "name: intent\ntask: text-classification\ncheckpoint: owner/base\ntrain: train.csv\n"
 
@@ -27,7 +28,7 @@ RECIPE = "name: intent\ntask: text-classification\ncheckpoint: owner/base\ntrain
 def test_a_teacher_is_taken_as_it_is_and_the_option_goes_before_the_key(tmp_path: Path, key, option, source, trains):
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE + key)
-    arguments = argparse.Namespace(data_dir=None, name=None, teacher=option, engine=None)
+    arguments = argparse.Namespace(data_dir=None, name=None, teacher=option, engine=None, label_separator=None)
     assert read_job(str(path), arguments) == Job(
         name="intent",
         source=source,
@@ -46,7 +47,7 @@ def test_a_recipe_that_trains_and_has_no_test_data_is_measured_on_its_dev_data(t
     (tmp_path / "dev.csv").write_text("text,label\ngreen,a\n")
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE + "dev: dev.csv\ndataset: Colours\n")
-    arguments = argparse.Namespace(data_dir=None, name=None, teacher=None, engine=None)
+    arguments = argparse.Namespace(data_dir=None, name=None, teacher=None, engine=None, label_separator=None)
     job = read_job(str(path), arguments)
     assert isinstance(job, Job)
     assert read_evaluation(job) == (TextExamples(["green"], [["a"]], [2]), "Colours, dev")
@@ -58,5 +59,21 @@ def test_a_recipe_that_trains_and_has_no_test_data_is_measured_on_its_dev_data(t
 
 def test_a_teacher_without_a_recipe_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
-        read_job("owner/base", argparse.Namespace(teacher="kept/intent", engine=None))
+        read_job("owner/base", argparse.Namespace(teacher="kept/intent", engine=None, label_separator=None))
     assert str(caught.value) == "--teacher: it goes with a recipe, and owner/base is a checkpoint"
+
+
+def test_a_recipe_says_itself_what_separates_labels(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    with pytest.raises(RecipeError) as caught:
+        read_job(str(path), argparse.Namespace(teacher=None, engine=None, label_separator="|"))
+    assert str(caught.value) == f"--label-separator: {path} is a recipe; its key label_separator says it"
+
+
+def test_a_separator_for_a_checkpoint_that_is_not_there_yet_is_refused_once_its_task_is_known(tmp_path: Path) -> None:
+    folder = tiny.token_classifier(tmp_path / "tags")
+    job = Job("tags", str(folder), None, None, tmp_path / "test.conll", "test.conll", label_separator="|")
+    with pytest.raises(RecipeError) as caught:
+        read_evaluation(job)
+    assert str(caught.value) == "--label-separator: a model for token-classification has no texts with several labels"

@@ -24,6 +24,7 @@ from millis_pipeline.configuration import (
     configured,
     read_config,
     search_space,
+    unable,
     write_config,
 )
 from millis_pipeline.publish import publish, staging
@@ -201,6 +202,19 @@ def test_a_device_that_cannot_be_used_is_left_after_two_failures_and_the_search_
         works = configuration.device == "cpu"
         search.tell(configuration, Measured(1.0, 1.0, 10.0, 1.0) if works else None, "" if works else "no CUDA")
     assert sorted(tried) == ([("onnxruntime", "cpu")] * 8 + [("onnxruntime", "cuda")] * 2 + [("openvino", "cpu")] * 8)
+
+
+def test_a_variant_is_never_tried_with_an_engine_that_does_not_compute_in_its_precision(tmp_path):
+    space = {**search_space(["fp32", "bf16"]), "max_batch": (8,), "preferred_batch": (0,), "delay_us": (0,)}
+    space |= {"threads": (1,), "workers": (1,), "lanes": (1, 2)}
+    never = unable({"fp32": "f32", "bf16": "bf16"}, space["engine"])
+    assert never == {("bf16", "onnxruntime")}
+    search = Search(tmp_path / "study.db", "intent", space, Target("latency"), OTHER, never)
+    tried = []
+    while (configuration := search.propose()) is not None:
+        tried.append((configuration.variant, configuration.engine))
+        search.tell(configuration, Measured(1.0, 1.0, 10.0, 1.0))
+    assert sorted(tried) == [("bf16", "openvino")] * 2 + [("fp32", "onnxruntime")] * 2 + [("fp32", "openvino")] * 2
 
 
 def test_a_search_ends_when_everything_was_tried(tmp_path):

@@ -97,6 +97,16 @@ def available_devices(name: str) -> tuple[str, ...]:
     return devices
 
 
+def precisions(name: str) -> tuple[str, ...]:
+    """Precisions that an engine computes in.
+
+    Raises:
+        ValueError: its library is not installed.
+    """
+    found: tuple[str, ...] = _module(name).PRECISIONS
+    return found
+
+
 def _module(name: str) -> ModuleType:
     # This file is `engine` in Triton's process, where the folder is on the path, and part of a package elsewhere.
     package = __name__.removesuffix("engine")
