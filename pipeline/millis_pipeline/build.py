@@ -10,7 +10,6 @@ import argparse
 import importlib
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from millis_pipeline.data import DataError
 from millis_pipeline.export import ExportError
 from millis_pipeline.finetune import finetune
 from millis_pipeline.gate import Decision, decide, decide_unmeasured
+from millis_pipeline.interruption import raise_on_signals
 from millis_pipeline.job import Job, read_evaluation, read_job
 from millis_pipeline.libraries import versions_of
 from millis_pipeline.memory import MeasurementError
@@ -77,9 +77,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(list(argv))
     if arguments.teacher is not None and len(arguments.sources) > 1:
         parser.error(f"--teacher: it goes with 1 recipe, {len(arguments.sources)} are given")
-    # Also where the shell that started it ignores Ctrl-C, as it does for background jobs.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    raise_on_signals()
     try:
         jobs = [read_job(source, arguments) for source in arguments.sources]
         for option, folder in (("--reports", arguments.reports), ("--keep", arguments.keep)):
@@ -258,10 +256,6 @@ def _summarise(job: Job, entries: Sequence[Entry], retired: Sequence[str]) -> No
 
 def _say(job: Job, message: str) -> None:
     print(f"{job.name}: {message}", flush=True)
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:

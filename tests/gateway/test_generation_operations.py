@@ -30,6 +30,7 @@ PROMPT = "where is my order"
 TOKENS = 12
 LABELS = (
     ("gen_ai_operation_name", "generate_content"),
+    ("gen_ai_provider_name", "millis"),
     ("gen_ai_request_model", "counted"),
     ("gen_ai_response_model", "counted-fp32/1"),
 )

@@ -26,8 +26,9 @@ TOKEN_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 
 REQUEST_BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 USAGE_BUCKETS = tuple(4.0**power for power in range(14))
 
-LABELS = ("gen_ai_operation_name", "gen_ai_request_model", "gen_ai_response_model")
+LABELS = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_response_model")
 OPERATION = "generate_content"
+PROVIDER = "millis"
 
 
 class GenerationMetrics:
@@ -61,7 +62,7 @@ class GenerationMetrics:
     def finished(self, finished: Finished) -> None:
         """Counts a generation that came to its end."""
         manifest = finished.choice.served.manifest
-        labels = (OPERATION, manifest.model, f"{manifest.triton_model}/{finished.choice.served.version}")
+        labels = (OPERATION, PROVIDER, manifest.model, f"{manifest.triton_model}/{finished.choice.served.version}")
         self._first.labels(*labels).observe(finished.first)
         if finished.per_token is not None:
             self._token.labels(*labels).observe(finished.per_token)
