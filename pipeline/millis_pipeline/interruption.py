@@ -1,9 +1,9 @@
 """Ctrl-C and SIGTERM end a build as KeyboardInterrupt, wherever it is.
 
 Python has its signal handlers run on the thread's alternate stack, if it has one. OpenVINO's CPU plugin gives such a
-stack to the thread that loads it and frees it with the plugin; where several have come and gone, the thread is left with
-a freed one (seen with OpenVINO 2026.4), and the next signal ends the process with a segmentation fault: nothing would be
-put back in the repository. So our handlers run on the thread's own stack.
+stack to the thread that loads it and frees it with the plugin; where several have come and gone, the thread is left
+with a freed one (seen with OpenVINO 2026.4), and the next signal ends the process with a segmentation fault: nothing
+would be put back in the repository. So our handlers run on the thread's own stack.
 """
 
 from __future__ import annotations

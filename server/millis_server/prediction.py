@@ -11,8 +11,8 @@ A prediction has three parts:
 The parts are weighted by what was seen: the version's own time by a factor of its own, the wait by one of the model's,
 both learned from every answer by normalised least mean squares (Widrow and Hoff 1960), which blames each part for as
 much of an error as it was of the prediction. What is promised is longer by a margin, a share of the expected time, that
-grows with every promise that was broken and shrinks a little with every one that was kept, so that 99 of 100 are kept
-in the long run whatever the load does (the idea of adaptive conformal inference, Gibbs and Candès 2021).
+grows with every promise that was broken and shrinks a little with every one that was kept, so that 995 of 1,000 are
+kept in the long run whatever the load does (the idea of adaptive conformal inference, Gibbs and Candès 2021).
 
 Everything here runs on the event loop and costs microseconds.
 """
@@ -42,11 +42,11 @@ GAIN = 1 / 16
 """Share of an error that one answer mends: a few dozen answers, a fraction of a second under load."""
 
 KEPT = 0.995
-"""Share of promises to be kept: a little more than the 99 of 100 that are wanted, because a promise that is broken by
-little widens the margin by no more than that, and because what comes after the answer is not seen here."""
+"""Share of promises to be kept: a little more than the 99 of 100 that are wanted, because the way back to the caller is
+not seen here, and because no minute is like the long run."""
 
 MARGIN_STEP = 0.1
-"""What a broken promise adds to the margin, at most; a kept one takes a 199th of that away."""
+"""What a broken promise adds to the margin; a kept one takes a 199th of that away."""
 
 FIRST_MARGIN = 0.3
 """Before anything was learned, and again after a silence: without it the first promises after one would be broken until
@@ -143,14 +143,9 @@ class _Queue:
         """How much longer than the expected time a promise is, as a share of it."""
         return FIRST_MARGIN + (self._margin - FIRST_MARGIN) * _kept(now - self._renewed)
 
-    def learn_promise(self, broken_by: float, now: float) -> None:
-        """Widens the margin, no further than what would have done, or narrows it a little.
-
-        Args:
-            broken_by: by how much of the expected time the promise was broken; 0 or less when it was kept.
-            now: on the clock of `perf_counter`.
-        """
-        change = min(KEPT * MARGIN_STEP, broken_by) if broken_by > 0 else (KEPT - 1) * MARGIN_STEP
+    def learn_promise(self, broken: bool, now: float) -> None:
+        """Widens the margin after a promise that was broken, and narrows it a little after one that was kept."""
+        change = (KEPT if broken else KEPT - 1) * MARGIN_STEP
         self._margin = min(max(self.margin(now) + change, 0.0), LARGEST_MARGIN)
         self._renewed = now
 
@@ -301,7 +296,7 @@ class Predictor:
         forecast.pace.factor.add(error * own, now)
         queue.factor.add(error * wait, now)
         if promised:
-            queue.learn_promise((took - forecast.promised) / expected, now)
+            queue.learn_promise(took > forecast.promised, now)
 
     def _queue(self, model: str) -> _Queue:
         queue = self._queues.get(model)

@@ -124,24 +124,24 @@ def test_an_error_is_blamed_on_the_own_time_or_on_the_wait_by_what_they_were_of_
     assert (made.expected - made.at_rest) / made.wait == pytest.approx(2.0, abs=0.02)
 
 
-def test_in_the_long_run_more_than_99_of_100_promises_are_kept(clock):
+def test_in_the_long_run_995_of_1000_promises_are_kept(clock):
     predictor, pace, draws = Predictor(2, 64), Pace("intent", profile((1, 16, 4.0))), random.Random(0)
     broken = 0
     for number in range(20_000):
         made = predictor.forecast(pace, Load(1, 16))
         slower = 1 if number < 10_000 else 3
-        took = slower * 0.004 * draws.lognormvariate(0, 0.5)
+        took = slower * 0.004 * draws.lognormvariate(0, 0.3)
         broken += took > made.promised
         with predictor.under_way(made):
             clock.now += took
-    assert 0.003 < broken / 20_000 < 0.01
+    assert 0.004 < broken / 20_000 < 0.006
 
 
 def test_the_first_promises_and_those_after_a_silence_have_a_margin_that_nothing_taught(clock, monkeypatch):
     monkeypatch.setattr(prediction, "FIRST_MARGIN", 0.25)
     predictor, pace = Predictor(2, 64), Pace("intent", profile((1, 16, 4.0)))
     assert promise(predictor, pace) == (4.0, 5.0)
-    for _ in range(1000):
+    for _ in range(2000):
         seen(clock, predictor, pace, 0.004)
     assert promise(predictor, pace) == (4.0, 4.0)
     clock.now += 200
