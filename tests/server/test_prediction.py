@@ -105,9 +105,11 @@ def test_predictions_follow_what_is_seen_and_forget_it_when_unused(clock):
     assert promise(predictor, pace) == (4.0, 4.0)
     for _ in range(2000):
         seen(clock, predictor, pace, 0.008)
-    assert promise(predictor, pace) == (8.0, 8.0)
+    expected, promised = promise(predictor, pace)
+    assert expected == 8.0 <= promised <= 8.8
     clock.now += 2 * prediction.FORGET_SECONDS
-    assert promise(predictor, pace) == (6.0, 6.0)
+    expected, promised = promise(predictor, pace)
+    assert expected == 6.0 <= promised <= 6.6
     clock.now += 80
     assert promise(predictor, pace) == (4.0, 4.0)
 
@@ -143,7 +145,8 @@ def test_the_first_promises_and_those_after_a_silence_have_a_margin_that_nothing
     assert promise(predictor, pace) == (4.0, 5.0)
     for _ in range(2000):
         seen(clock, predictor, pace, 0.004)
-    assert promise(predictor, pace) == (4.0, 4.0)
+    expected, promised = promise(predictor, pace)
+    assert expected == 4.0 <= promised <= 4.4  # one step: what takes just as long as was promised may be either
     clock.now += 200
     assert promise(predictor, pace) == (4.0, 5.0)
 
