@@ -193,6 +193,7 @@ def test_cuda_is_searched_where_onnx_runtime_has_it(monkeypatch):
 def test_a_device_that_cannot_be_used_is_left_after_two_failures_and_the_search_goes_on(tmp_path, monkeypatch):
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
+    monkeypatch.setattr("millis_pipeline.search.MAX_REPEATS", 2)
     space = {**search_space(["fp32"]), "max_batch": (8,), "preferred_batch": (0,), "delay_us": (0,), "lanes": (1, 2)}
     space |= {"threads": (1, 2), "workers": (1, 2)}
     search = Search(tmp_path / "study.db", "intent", space, Target("latency"), OTHER)
@@ -204,7 +205,8 @@ def test_a_device_that_cannot_be_used_is_left_after_two_failures_and_the_search_
     assert sorted(tried) == ([("onnxruntime", "cpu")] * 8 + [("onnxruntime", "cuda")] * 2 + [("openvino", "cpu")] * 8)
 
 
-def test_a_variant_is_never_tried_with_an_engine_that_does_not_compute_in_its_precision(tmp_path):
+def test_a_variant_is_never_tried_with_an_engine_that_does_not_compute_in_its_precision(tmp_path, monkeypatch):
+    monkeypatch.setattr("millis_pipeline.search.MAX_REPEATS", 2)
     space = {**search_space(["fp32", "bf16"]), "max_batch": (8,), "preferred_batch": (0,), "delay_us": (0,)}
     space |= {"threads": (1,), "workers": (1,), "lanes": (1, 2)}
     never = unable({"fp32": "f32", "bf16": "bf16"}, space["engine"])
