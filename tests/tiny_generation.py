@@ -29,9 +29,10 @@ from transformers import (
 from tritonclient.grpc import model_config_pb2 as triton
 
 from millis_pipeline.decoders.convert import convert
-from millis_pipeline.publish import CONFIG_FILE, publish, staging, write_version
+from millis_pipeline.publish import publish, staging, write_version
 from millis_server.manifest import EngineName, Generation, GreedyCheck, Manifest, Provenance
 from millis_server.manifest_files import sha256
+from millis_server.repository import CONFIG_FILE
 from tests.tiny import SENTENCES
 
 VOCABULARY = 384

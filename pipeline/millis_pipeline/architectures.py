@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import prune_linear_layer
 
-from millis_pipeline.checkpoint import CheckpointError
+from millis_pipeline.checkpoint import CheckpointError, one_line
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(home)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{home / 'config.json'}: {' '.join(str(error).split())[:300]}") from error
+        raise CheckpointError(f"{home / 'config.json'}: {one_line(error)}") from error
 
 
 def _architecture(kind: str) -> Architecture:

@@ -129,7 +129,7 @@ def resolve(source: str) -> Path:
     try:
         return Path(snapshot_download(source, ignore_patterns=["*.bin.index*", "*.msgpack", "*.h5", "*.ot", "onnx/*"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = _one_line(error)
+        reason = one_line(error)
         raise CheckpointError(f"checkpoint {source}: not a folder, and the hub does not give it: {reason}") from error
 
 
@@ -163,7 +163,7 @@ def load(source: str, folder: Path, task: TaskName | None = None) -> Checkpoint:
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"checkpoint {source}: {_one_line(error)}") from error
+        raise CheckpointError(f"checkpoint {source}: {one_line(error)}") from error
 
 
 def infer_task(source: str, folder: Path) -> TaskName:
@@ -255,7 +255,7 @@ def load_tokenizer(source: str, folder: Path) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers and tokenizers raise whatever the file makes them raise
-        raise CheckpointError(f"checkpoint {source}: its tokenizer cannot be read: {_one_line(error)}") from error
+        raise CheckpointError(f"checkpoint {source}: its tokenizer cannot be read: {one_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(f"checkpoint {source}: {type(tokenizer).__name__} has no fast version (tokenizer.json)")
     return tokenizer
@@ -265,17 +265,17 @@ def _config(source: str, folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {source}: config.json: {_one_line(error)}") from error
+        raise CheckpointError(f"checkpoint {source}: config.json: {one_line(error)}") from error
 
 
 def _sentence_config(source: str, folder: Path) -> SentenceConfig:
     try:
         return read_sentence_config(folder)
     except ValueError as error:
-        raise CheckpointError(f"checkpoint {source}: {_one_line(error)}") from error
+        raise CheckpointError(f"checkpoint {source}: {one_line(error)}") from error
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The message of a library's error, which may be a page."""
     return " ".join(str(error).split())[:300]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
-from millis_pipeline.publish import CONFIG_FILE
 from millis_server.manifest import Precision
+from millis_server.repository import CONFIG_FILE
 from millis_server.settings import Settings
 from millis_server.triton.backend.engine import DEFAULT_ENGINES, DEVICES, ENGINES, available_devices, precisions
 
@@ -26,7 +26,7 @@ DELAYS_US = (0, 200, 1000)
 
 
 class ConfigurationError(ValueError):
-    """A config.pbtxt that cannot be read or written; the message is one line and names it."""
+    """A config.pbtxt that says what cannot be, or cannot be written; the message is one line and names it."""
 
 
 @dataclass(frozen=True)
@@ -100,21 +100,6 @@ def unable(precision_of: Mapping[str, Precision], engines: Iterable[str]) -> set
         for variant, precision in precision_of.items()
         if precision not in precisions(engine)
     }
-
-
-def read_config(variant: Path) -> triton.ModelConfig:
-    """Reads a variant's config.pbtxt.
-
-    Raises:
-        ConfigurationError: it is missing or is no ModelConfig.
-    """
-    path = variant / CONFIG_FILE
-    try:
-        return text_format.Parse(path.read_text("utf-8"), triton.ModelConfig())
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from error
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: {error}") from error
 
 
 def configuration_of(variant: str, config: triton.ModelConfig, precision: Precision = "f32") -> Configuration:

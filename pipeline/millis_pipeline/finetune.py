@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from millis_pipeline.architectures import Encoder
-from millis_pipeline.checkpoint import CheckpointError, load_tokenizer, token_limit
+from millis_pipeline.checkpoint import CheckpointError, load_tokenizer, one_line, token_limit
 from millis_pipeline.classifier import MeanPoolClassifier
 from millis_pipeline.evaluate import classification_scores, entity_scores
 from millis_pipeline.examples import IGNORED, Example, Task, batches, pad, prepare
@@ -81,7 +81,7 @@ def _model(recipe: Recipe, checkpoint: Path, task: Task) -> Any:
     try:
         model = _with_head(checkpoint, task)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {recipe.checkpoint}: {' '.join(str(error).split())[:300]}") from error
+        raise CheckpointError(f"checkpoint {recipe.checkpoint}: {one_line(error)}") from error
     if recipe.freeze_embeddings:
         backbone = model.backbone if isinstance(model, MeanPoolClassifier) else model
         backbone.get_input_embeddings().weight.requires_grad_(False)

@@ -21,8 +21,9 @@ from tritonclient.grpc import model_config_pb2 as triton
 from millis_pipeline.generation_config import generation_config
 from millis_server.manifest import Manifest
 from millis_server.manifest_files import MANIFEST_FILE, ManifestError, read_manifest
+from millis_server.repository import CONFIG_FILE
+from millis_server.triton.model_config import ConfigUnreadable, read_config
 
-CONFIG_FILE = "config.pbtxt"
 STAGING_PREFIX = ".staging-"
 OWNED = ".owned"
 """File in a staging folder that its process keeps locked. The system lets go of the lock whatever ends the process,
@@ -171,9 +172,9 @@ def _renewed_config(repository: Path, folder: Path, manifest: Manifest) -> list[
     if not path.is_file():
         return []
     try:
-        config = text_format.Parse(path.read_text("utf-8"), triton.ModelConfig())
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise PublishError(f"{path}: {error}") from error
+        config = read_config(path.parent)
+    except ConfigUnreadable as error:
+        raise PublishError(str(error)) from error
     wanted = text_format.Parse(triton_config(manifest), triton.ModelConfig())
     if (list(config.input), list(config.output)) == (list(wanted.input), list(wanted.output)):
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -16,8 +17,11 @@ from sqlalchemy.pool import NullPool
 
 from millis_pipeline.configuration import Configuration, simplest
 from millis_pipeline.stand import Measured
+from millis_server.triton.backend.engine import DEVICES
 
 Objective = Literal["latency", "throughput"]
+Place = tuple[str, str, str]
+"""Variant, engine and device."""
 
 TIE = 0.03
 """Trials this close to the best are taken to be as good, and the other objective decides between them. One short
@@ -162,7 +166,7 @@ class Search:
             self._study.tell(trial, state=TrialState.FAIL)
         elif known is not None:
             self._study.tell(trial, self._cost(known.measured))
-        elif self._fails(configuration):
+        elif _place(configuration) in self._failing():
             self._study.tell(trial, FAILED_COST)
         else:
             self._open = trial
@@ -171,11 +175,12 @@ class Search:
 
     def _untried(self) -> list[dict[str, Any]]:
         """The values of all configurations of which it is not known what would come of them."""
+        failing = self._failing()
         found = []
         for values in product(*self._space.values()):
             named: dict[str, Any] = dict(zip(self._space, values, strict=True))
             configuration = simplest(Configuration(**named))
-            if configuration == self._baseline or configuration in self._known or self._fails(configuration):
+            if configuration == self._baseline or configuration in self._known or _place(configuration) in failing:
                 continue
             found.append(named)
         return found
@@ -195,13 +200,13 @@ class Search:
     def _cost(self, measured: Measured | None) -> float:
         return FAILED_COST if measured is None else self._target.cost(measured)
 
-    def _fails(self, configuration: Configuration) -> bool:
-        """Whether an engine cannot run a variant, or on a device has failed it as often as is enough."""
-        if (configuration.variant, configuration.engine) in self._unable:
-            return True
-        place = _place(configuration)
-        alike = [trial.measured for trial in self._known.values() if _place(trial.configuration) == place]
-        return len(alike) >= ENOUGH_FAILURES and not any(alike)
+    def _failing(self) -> set[Place]:
+        """Where nothing can run: pairs that cannot go together, and places that failed as often as is enough."""
+        measured: defaultdict[Place, list[Measured | None]] = defaultdict(list)
+        for trial in self._known.values():
+            measured[_place(trial.configuration)].append(trial.measured)
+        failed = {place for place, found in measured.items() if len(found) >= ENOUGH_FAILURES and not any(found)}
+        return failed | {(*pair, device) for pair in self._unable for device in DEVICES}
 
     def trials(self) -> list[Trial]:
         """What was tried, in this run and in those before it."""
@@ -216,7 +221,7 @@ class Search:
         return found
 
 
-def _place(configuration: Configuration) -> tuple[str, str, str]:
+def _place(configuration: Configuration) -> Place:
     return configuration.variant, configuration.engine, configuration.device
 
 

@@ -25,7 +25,6 @@ from millis_pipeline.configuration import (
     Configuration,
     ConfigurationError,
     configured,
-    read_config,
     search_space,
     unable,
     write_config,
@@ -41,10 +40,11 @@ from millis_server.manifest import COMPILED_FILE
 from millis_server.manifest_files import ManifestError
 from millis_server.repository import RepositoryError
 from millis_server.triton.launcher import TritonFailed
+from millis_server.triton.model_config import ConfigUnreadable, read_config
 
 OK, FAILED, NOT_MET, INTERRUPTED = 0, 1, 3, 128 + signal.SIGINT
 
-ERRORS = (ConfigurationError, DataError, ManifestError, RepositoryError, TritonFailed)
+ERRORS = (ConfigurationError, ConfigUnreadable, DataError, ManifestError, RepositoryError, TritonFailed)
 
 WORTH_IT = 1.05
 """How many times better than the one in the repository a configuration must be to replace it: less than that is

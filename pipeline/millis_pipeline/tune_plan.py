@@ -11,7 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import get_args
 
-from millis_pipeline.configuration import Configuration, configuration_of, read_config
+from millis_pipeline.configuration import Configuration, configuration_of
 from millis_pipeline.data import read_text_examples
 from millis_pipeline.search import Objective, Target
 from millis_pipeline.stand import Subject
@@ -19,6 +19,7 @@ from millis_server.manifest import TOKENIZER_FILE, Manifest
 from millis_server.manifest_files import read_manifest
 from millis_server.repository import scan
 from millis_server.tokenizer import Row, Tokenizer
+from millis_server.triton.model_config import read_config
 
 MAX_TEXTS = 256
 """Texts that are asked, in turn; more of a file are left out."""
@@ -63,7 +64,7 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     """Reads the repository and everything else that can be wrong, before anything is started.
 
     Raises:
-        TuneError, ConfigurationError, DataError, ManifestError, RepositoryError: what cannot be used.
+        TuneError, ConfigurationError, ConfigUnreadable, DataError, ManifestError, RepositoryError: what cannot be used.
         NotMet: no variant is good enough.
     """
     repository: Path = arguments.repository

@@ -89,6 +89,11 @@ class Variant:
     refused: dict[str, Refusal] = field(default_factory=dict)
     config_stamp: tuple[int, int] | None = None
 
+    @property
+    def loaded(self) -> list[Served]:
+        """What can answer, the current version first."""
+        return [served for served in (self.current, self.standby) if served is not None]
+
     def serving(self, version: str) -> Served | None:
         """The version asked for, or the current one for an empty `version`; None when it is not loaded."""
         for served in (self.current, self.standby):
@@ -184,7 +189,7 @@ class Catalogue:
 
     def retire(self, variant: Variant, state: State, reason: str) -> list[Served]:
         """Ends traffic to a variant and tells watchers; returns what answered for it, which has to be drained."""
-        leaving = [served for served in (variant.current, variant.standby) if served is not None]
+        leaving = variant.loaded
         variant.current = variant.standby = None
         variant.state = state
         variant.reason = reason

@@ -41,12 +41,11 @@ class ConfigChanges:
             return
         # What was refused may do with another config.
         variant.refused.clear()
-        serving = [served.version for served in (variant.current, variant.standby) if served is not None]
-        if not serving:
+        if not variant.loaded:
             return
         variant.reason = ""
         try:
-            await self._versions.hold(name, serving)
+            await self._versions.hold(name, [served.version for served in variant.loaded])
         except ModelUnavailable as error:
             LOG.warning("%s: %s", name, error)
             variant.config_stamp = before
@@ -59,7 +58,7 @@ class ConfigChanges:
 
     async def _renew_lanes(self, name: str, variant: Variant) -> None:
         """Gives the loaded versions lanes that fit the config they run with now, once they pass their self-check."""
-        leaving = [served for served in (variant.current, variant.standby) if served is not None]
+        leaving = variant.loaded
         try:
             renewed = [replace(old, lane=await self._versions.lane(old.manifest, old.version)) for old in leaving]
             for served in renewed:

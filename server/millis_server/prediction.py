@@ -45,6 +45,9 @@ KEPT = 0.995
 """Share of promises to be kept: a little more than the 99 of 100 that are wanted, because the way back to the caller is
 not seen here, and because no minute is like the long run."""
 
+CLOCK_SECONDS = 1e-9
+"""A time is later than another by more than this: the clock's resolution, below which sums of floats differ too."""
+
 MARGIN_STEP = 0.1
 """What a broken promise adds to the margin; a kept one takes a 199th of that away."""
 
@@ -296,7 +299,7 @@ class Predictor:
         forecast.pace.factor.add(error * own, now)
         queue.factor.add(error * wait, now)
         if promised:
-            queue.learn_promise(took > forecast.promised, now)
+            queue.learn_promise(took - forecast.promised > CLOCK_SECONDS, now)
 
     def _queue(self, model: str) -> _Queue:
         queue = self._queues.get(model)

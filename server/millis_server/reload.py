@@ -14,7 +14,7 @@ from collections import defaultdict
 from time import monotonic
 
 from millis_server import repository
-from millis_server.catalogue import Catalogue, Served, State, Variant
+from millis_server.catalogue import Catalogue, State, Variant
 from millis_server.config_changes import ConfigChanges
 from millis_server.errors import LoadFailed, MillisError, ModelUnavailable
 from millis_server.manifest_files import ManifestError, read_manifest
@@ -201,11 +201,12 @@ class Reloader:
         """Moves traffic to `version`: the standby at once, any other once it is loaded, warmed and checked."""
         old = variant.current
         dead = variant.state is State.RECOVERING
+        beside = [] if dead or old is None else [old.version]
         if variant.standby is not None and variant.standby.version == version:
             served, variant.standby = variant.standby, None
         else:
             try:
-                served = await self._versions.load(name, version, [] if dead else _numbers(old), anew=dead)
+                served = await self._versions.load(name, version, beside, anew=dead)
             except VersionRefused as error:
                 if error.loaded:
                     await self._settle(name, variant)
@@ -228,12 +229,11 @@ class Reloader:
 
     async def _settle(self, name: str, variant: Variant) -> None:
         """Has Triton hold what answers and nothing else. What goes wrong is only logged: what answers goes on."""
-        serving = _numbers(variant.current, variant.standby)
         try:
-            if not serving:
+            if not variant.loaded:
                 await self._client.unload(name)
                 return
-            states = await self._versions.load_in_triton(name, serving)
+            states = await self._versions.load_in_triton(name, [served.version for served in variant.loaded])
         except MillisError as error:
             LOG.warning("%s: %s", name, error)
             return
@@ -279,8 +279,3 @@ class Reloader:
             except ManifestError:
                 continue
         return False
-
-
-def _numbers(*served: Served | None) -> list[str]:
-    """Version numbers of those that are there."""
-    return [each.version for each in served if each is not None]

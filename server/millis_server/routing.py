@@ -256,7 +256,7 @@ def _ready(variant: Variant, version: str) -> Served | None:
 def _not_ready(variants: Sequence[Variant], version: str) -> ModelNotFound | ModelUnavailable:
     model = variants[0].manifest.model
     if version and any(variant.state is State.READY for variant in variants):
-        loaded = sorted({s.version for v in variants for s in (v.current, v.standby) if s is not None})
+        loaded = sorted({served.version for variant in variants for served in variant.loaded})
         return ModelNotFound(
             "version",
             version,

@@ -14,7 +14,6 @@ from millis_server.catalogue import Refusal, Served
 from millis_server.errors import MillisError, ModelUnavailable
 from millis_server.manifest import TOKENIZER_FILE, Manifest
 from millis_server.manifest_files import ManifestError, read_manifest, verify_files
-from millis_server.repository import CONFIG_FILE
 from millis_server.settings import MAX_LANES, Settings
 from millis_server.tokenizer import Tokenizer
 from millis_server.triton.client import TritonClient
@@ -87,10 +86,9 @@ class VersionLoader:
         try:
             served = Served(manifest, version, tokenizer, await self.lane(manifest, version))
             await selfcheck.check(served)
-        except (selfcheck.SelfCheckFailed, VersionRefused, MillisError) as error:
+        except (selfcheck.SelfCheckFailed, MillisError) as error:
             # A wrong answer too: Triton may still hold what the same number was before.
-            passing = not isinstance(error, VersionRefused)
-            raise VersionRefused(str(error), passing=passing, loaded=True) from error
+            raise VersionRefused(str(error), passing=True, loaded=True) from error
         return served
 
     async def load_in_triton(self, name: str, versions: Sequence[str], *, anew: bool = False) -> dict[str, str]:
@@ -127,11 +125,11 @@ class VersionLoader:
             BackendFault: one cannot be loaded, or the config; all that was loaded before stays.
             ModelUnavailable: Triton is not there.
         """
-        path = self._settings.model_repository / name / CONFIG_FILE
-        await self._client.load(name, await asyncio.to_thread(config_for, path, versions))
+        variant = self._settings.model_repository / name
+        await self._client.load(name, await asyncio.to_thread(config_for, variant, versions))
 
     async def lane(self, manifest: Manifest, version: str) -> Lane | Streams:
-        """The way to a version: streams for a model that generates, else a lane.
+        """The way to a version that Triton holds: streams for a model that generates, else a lane.
 
         A lane is as wide as the version's config asks for, or else the settings; batches fit both.
 
@@ -146,7 +144,8 @@ class VersionLoader:
         config = await self._client.config(manifest.triton_model, version)
         width = config.get("parameters", {}).get("lanes", {}).get("string_value", str(self._settings.lanes))
         if not width.isdecimal() or not 1 <= int(width) <= MAX_LANES:
-            raise VersionRefused(f"config.pbtxt: parameter lanes must be from 1 to {MAX_LANES}, not {width!r}")
+            reason = f"config.pbtxt: parameter lanes must be from 1 to {MAX_LANES}, not {width!r}"
+            raise VersionRefused(reason, loaded=True)
         max_batch = min(self._settings.max_batch, max(1, config["max_batch_size"]))
         return Lane(self._client, manifest, version, int(width), max_batch)
 

@@ -16,8 +16,9 @@ from tritonclient.grpc import model_config_pb2 as triton
 import millis
 from benchmarks.gateway import Running, children, running_gateway
 from millis_pipeline.precision import has_bfloat16
-from millis_pipeline.publish import CONFIG_FILE, triton_config, write_version
+from millis_pipeline.publish import triton_config, write_version
 from millis_server.manifest_files import read_manifest
+from millis_server.repository import CONFIG_FILE
 from tests.conftest import Published
 
 PATIENCE_SECONDS = 60

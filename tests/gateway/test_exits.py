@@ -15,12 +15,13 @@ from benchmarks.gateway import running_gateway
 from millis_pipeline.checkpoint import load
 from millis_pipeline.exits import ExitModel
 from millis_pipeline.export import export_stages
-from millis_pipeline.publish import CONFIG_FILE, triton_config, write_version
+from millis_pipeline.publish import triton_config, write_version
 from millis_pipeline.run import CascadeRunner, tokenize
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.verify import evaluation_set, self_checks
 from millis_server.manifest import Exit
 from millis_server.manifest_files import read_manifest, sha256
+from millis_server.repository import CONFIG_FILE
 from millis_server.triton.backend.cascade import Stage
 from millis_server.triton.backend.engine import EngineOptions, load_engine
 from tests import tiny

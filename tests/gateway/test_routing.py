@@ -23,9 +23,10 @@ import pytest
 from benchmarks.gateway import running_gateway
 from millis.errors import from_rpc_error
 from millis.v1 import inference_pb2, inference_pb2_grpc, types_pb2
-from millis_pipeline.publish import CONFIG_FILE, triton_config, write_version
+from millis_pipeline.publish import triton_config, write_version
 from millis_server.manifest import LatencyPoint, LatencyProfile, Quality
 from millis_server.manifest_files import read_manifest
+from millis_server.repository import CONFIG_FILE
 from tests.conftest import Published
 from tests.gateway.test_reload import until
 

@@ -22,7 +22,6 @@ from millis_pipeline.configuration import (
     Configuration,
     configuration_of,
     configured,
-    read_config,
     search_space,
     unable,
     write_config,
@@ -31,6 +30,7 @@ from millis_pipeline.publish import publish, staging
 from millis_pipeline.search import Findings, Search, Target, Trial, finalists
 from millis_pipeline.stand import Measured
 from millis_server.manifest_files import read_manifest
+from millis_server.triton.model_config import read_config
 from tests.conftest import Published
 
 PATIENCE_SECONDS = 60

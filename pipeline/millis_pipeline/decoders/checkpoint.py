@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from millis_pipeline.checkpoint import CheckpointError, checkpoint_license, load_tokenizer
+from millis_pipeline.checkpoint import CheckpointError, checkpoint_license, load_tokenizer, one_line
 
 ORIGINAL_LENGTH_ONLY = ("dynamic", "longrope")
 """Ways to stretch positions that change the model itself with the length, which a converted graph cannot."""
@@ -77,7 +77,7 @@ def load_decoder(source: str, folder: Path, graph: bool = True) -> Decoder:
         config = AutoConfig.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {source}: {' '.join(str(error).split())[:300]}") from error
+        raise CheckpointError(f"checkpoint {source}: {one_line(error)}") from error
     text = config.get_text_config()
     if len(tokenizer) > text.vocab_size:
         raise CheckpointError(
