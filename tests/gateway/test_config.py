@@ -25,7 +25,7 @@ PATIENCE_SECONDS = 60
 ROUNDED_TOLERANCE = 0.25
 """What the manifest of the variant in bfloat16 says that a logit may be off by; bfloat16 keeps eight bits."""
 TEXTS = ["where is my order", "fox", "the quick brown fox jumps over the lazy dog in Paris on Monday last week"]
-STUB_THREADS = 5
+STUB_THREADS = 4
 """What Triton starts in the process of a model, whatever the machine."""
 VARIANTS = {
     "intent-fp32": {},

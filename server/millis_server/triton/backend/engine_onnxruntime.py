@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
+
+# Since 1.29 its packages for Linux send what they run to their maker, from threads of their own, unless this was set
+# when the library was imported. Who wants that says "0".
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
 
 if TYPE_CHECKING:  # at run time this folder is no package: Triton's stub puts it on the path
     from millis_server.triton.backend.engine import EngineOptions, Feeds
