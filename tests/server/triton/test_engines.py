@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,6 +41,38 @@ def test_every_engine_answers_as_onnx_runtime_does(graph, name, threads):
     for length in LENGTHS:
         inputs = {key: feeds(length)[key] for key in engine.inputs}
         np.testing.assert_allclose(engine.run(inputs)[0], reference.run(inputs)[0], atol=1e-4)
+
+
+FIRST_CALLS = """
+import os, sys, threading
+from pathlib import Path
+import numpy as np
+from millis_server.triton.backend.engine import EngineOptions, load_engine
+
+engine = load_engine(sys.argv[1], Path(sys.argv[2]), EngineOptions(calls=8))
+feeds = {name: np.ones((1, 4), np.int64) for name in engine.inputs}
+ready = threading.Barrier(8)
+answers = []
+
+def call():
+    ready.wait()
+    answers.append(engine.run(feeds)[0])
+
+threads = [threading.Thread(target=call) for _ in range(8)]
+sys.setswitchinterval(1e-6)
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(answers))
+"""
+"""In a process of its own: what a library sets up in its first call is set up once a process."""
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_first_calls_of_every_engine_may_come_together(graph, name):
+    program = [sys.executable, "-c", FIRST_CALLS, name, str(graph)]
+    assert subprocess.run(program, timeout=60, check=True, capture_output=True, text=True).stdout == "8\n"
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -38,6 +38,9 @@ class OpenVinoEngine:
         self.inputs = tuple(port.any_name for port in self._compiled.inputs)
         self.outputs = tuple(port.any_name for port in self._compiled.outputs)
         self._of_thread = threading.local()
+        # OpenVINO's Python layer sets itself up in the first call. Two threads that make it together wait for each
+        # other for ever, one for the interpreter's lock and one for the other's set-up (seen with 2026.4).
+        self.run({port.any_name: _smallest(port) for port in self._compiled.inputs})
 
     def run(self, feeds: Feeds) -> list[NDArray[np.float32]]:
         """See `Engine.run`."""
@@ -56,6 +59,13 @@ def available_devices() -> tuple[str, ...]:
 def load(model: Path, options: EngineOptions) -> OpenVinoEngine:
     """See `engine.load_engine`."""
     return OpenVinoEngine(model, options)
+
+
+def _smallest(port: openvino.ConstOutput) -> NDArray[np.int64] | NDArray[np.float32]:
+    """Zeros for an input, one along each axis whose length is open."""
+    lengths = [axis.get_length() if axis.is_static else 1 for axis in port.partial_shape]
+    zeros: NDArray[np.int64] | NDArray[np.float32] = np.zeros(lengths, port.element_type.to_dtype())
+    return zeros
 
 
 def _check_precision(core: openvino.Core, precision: str) -> None:
