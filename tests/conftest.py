@@ -36,16 +36,15 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
 
     checkpoints = tmp_path_factory.mktemp("checkpoints")
     repository = tmp_path_factory.mktemp("models") / "repository"
-    folders = {
-        "intent": tiny.text_classifier(checkpoints / "intent"),
-        "topics": tiny.text_classifier(checkpoints / "topics", tiny.TOPICS, seed=2, multi_label=True),
-        "ner": tiny.token_classifier(checkpoints / "ner"),
-        "embed": tiny.sentence_model(checkpoints / "embed"),
-        "rerank": tiny.cross_encoder(checkpoints / "rerank"),
-    }
-    for name, folder in folders.items():
-        publish = [str(folder), "--name", name, "--repository", str(repository)]
-        assert build.main([*publish, "--reports", str(repository.parent / "reports")]) == 0
+    folders = [
+        tiny.text_classifier(checkpoints / "intent"),
+        tiny.text_classifier(checkpoints / "topics", tiny.TOPICS, seed=2, multi_label=True),
+        tiny.token_classifier(checkpoints / "ner"),
+        tiny.sentence_model(checkpoints / "embed"),
+        tiny.cross_encoder(checkpoints / "rerank"),
+    ]
+    options = ["--repository", str(repository), "--reports", str(repository.parent / "reports"), "--jobs", "1"]
+    assert build.main([*map(str, folders), *options]) == 0
     return Published(repository, checkpoints)
 
 

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer
 from millis_pipeline.candidates import Candidate
 from millis_pipeline.checkpoint import Checkpoint
 from millis_pipeline.gate import Measured
-from millis_pipeline.latency import Graph, graph_inputs, measure, single_text_ms
+from millis_pipeline.latency import Graph, graph_inputs, measure, single_text_ms, sizes
 from millis_pipeline.memory import resident_bytes
 from millis_pipeline.run import CascadeRunner, Runner, graph_runner, run_all, torch_runner
+from millis_pipeline.side_by_side import Alone
 from millis_pipeline.verify import (
     FP32_TOLERANCE,
     EvaluationSet,
@@ -68,9 +69,15 @@ class Assessed:
 
 
 def assess(
-    candidates: Sequence[Candidate], teacher: Checkpoint, evaluation: EvaluationSet
+    candidates: Sequence[Candidate], teacher: Checkpoint, evaluation: EvaluationSet, alone: Alone
 ) -> tuple[list[Assessed], Judgement]:
     """Measures all candidates: quality and agreement, latency side by side, memory.
+
+    Args:
+        candidates: of one model.
+        teacher: what they are compared with.
+        evaluation: what they are measured on.
+        alone: called before latencies are measured.
 
     Returns:
         The candidates as measured, and what the PyTorch teacher was measured to be.
@@ -95,18 +102,23 @@ def assess(
         if candidate.recipe.compile is not None:
             _check_compiled(candidate, own)
     graphs = {one.name: _reached(one, left) for one, left in zip(candidates, exits, strict=True)}
+    points = sizes(teacher.max_tokens)
+    memory = [_memory(candidate, points) for candidate in candidates]
+    alone()
     latency = measure(graphs, teacher.max_tokens)
     assessed = [
-        Assessed(candidate, judgement, own, _with_memory(latency[candidate.name], candidate), left)
-        for candidate, judgement, own, left in zip(candidates, judgements, read, exits, strict=True)
+        Assessed(candidate, judgement, own, _with_memory(latency[candidate.name], resident), left)
+        for candidate, judgement, own, resident, left in zip(candidates, judgements, read, memory, exits, strict=True)
     ]
     return assessed, reference
 
 
-def _with_memory(latency: LatencyProfile, candidate: Candidate) -> LatencyProfile:
+def _memory(candidate: Candidate, points: Sequence[tuple[int, int]]) -> list[int]:
     graphs = {path: graph_inputs(path) for path in candidate.graphs}
-    sizes = [(point.batch, point.tokens) for point in latency.points]
-    memory = resident_bytes(graphs, DEFAULT_ENGINES[candidate.precision], candidate.precision, sizes)
+    return resident_bytes(graphs, DEFAULT_ENGINES[candidate.precision], candidate.precision, points)
+
+
+def _with_memory(latency: LatencyProfile, memory: Sequence[int]) -> LatencyProfile:
     points = [
         point.model_copy(update={"memory_bytes": size}) for point, size in zip(latency.points, memory, strict=True)
     ]

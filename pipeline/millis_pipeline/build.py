@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import shutil
 import sys
 import tempfile
@@ -18,15 +17,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 from tokenizers import Tokenizer
 
 from millis_pipeline.assess import Assessed, assess
+from millis_pipeline.build_options import build_parser
 from millis_pipeline.calibrate import steady
 from millis_pipeline.candidates import CandidateMaker
 from millis_pipeline.checkpoint import PACKAGE_PREFIX, Checkpoint, CheckpointError, load, resolve
 from millis_pipeline.data import DataError
+from millis_pipeline.decoders.recipe import DecoderRecipe
 from millis_pipeline.export import ExportError
 from millis_pipeline.finetune import finetune
 from millis_pipeline.gate import Decision, decide, decide_unmeasured
@@ -40,6 +40,7 @@ from millis_pipeline.quantize import needs_reduced_range
 from millis_pipeline.recipe import RecipeError
 from millis_pipeline.recipe_data import train_and_dev
 from millis_pipeline.report import Entry, write_report
+from millis_pipeline.side_by_side import Alone, Build, in_turn, side_by_side
 from millis_pipeline.students import Students, check_texts, check_variants, training_texts
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.verify import (
@@ -50,7 +51,7 @@ from millis_pipeline.verify import (
     evaluation_set,
     self_checks,
 )
-from millis_server.manifest import TOKENIZER_FILE, EngineName, Manifest, Provenance, TaskName
+from millis_server.manifest import TOKENIZER_FILE, Manifest, Provenance
 from millis_server.manifest_files import sha256
 
 ERRORS = (CheckpointError, DataError, ExportError, MeasurementError, PublishError, RecipeError, VerificationError)
@@ -73,8 +74,10 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         Exit code: 0 when everything was published, 1 for an error of the input, 130 when interrupted.
     """
-    parser = _parser()
+    parser = build_parser()
     arguments = parser.parse_args(list(argv))
+    if arguments.jobs < 1:
+        parser.error(f"--jobs: at least 1, not {arguments.jobs}")
     if arguments.teacher is not None and len(arguments.sources) > 1:
         parser.error(f"--teacher: it goes with 1 recipe, {len(arguments.sources)} are given")
     raise_on_signals()
@@ -83,18 +86,40 @@ def main(argv: Sequence[str]) -> int:
         for option, folder in (("--reports", arguments.reports), ("--keep", arguments.keep)):
             if folder is not None:
                 check_folder(folder, option)
-        for job in jobs:
-            if isinstance(job, Job):
-                build(job, arguments.repository, arguments.reports, arguments.keep)
-            else:
-                _decoder_build()(job, arguments.repository, arguments.reports, arguments.keep)
+        return _build_all(jobs, arguments)
     except ERRORS as error:
-        print(f"millis build: {error}", file=sys.stderr)
-        return 1
+        return _failed(error)
     except KeyboardInterrupt:
         print("millis build: interrupted; the repository is as it was before the last model", file=sys.stderr)
         return 130
+
+
+def _build_all(jobs: Sequence[Job | DecoderRecipe], arguments: argparse.Namespace) -> int:
+    """Builds all models, side by side where the machine has the cores for it; returns the exit code."""
+    builds: dict[str, Build] = {}
+    for job, source in zip(jobs, arguments.sources, strict=True):
+        if job.name in builds:
+            raise RecipeError(f"{source}: model {job.name!r} is that of another source too; build one at a time")
+        builds[job.name] = partial(_build, job, arguments)
+    at_once = min(len(builds), arguments.jobs)
+    if at_once > 1:
+        return max(side_by_side(builds, at_once))
+    return next((code for build_one in builds.values() if (code := build_one(in_turn)) != 0), 0)
+
+
+def _build(job: Job | DecoderRecipe, arguments: argparse.Namespace, alone: Alone) -> int:
+    """Builds one model; returns the exit code."""
+    try:
+        run: Callable[..., None] = build if isinstance(job, Job) else _decoder_build()
+        run(job, arguments.repository, arguments.reports, arguments.keep, alone)
+    except ERRORS as error:
+        return _failed(error)
     return 0
+
+
+def _failed(error: Exception) -> int:
+    print(f"millis build: {error}", file=sys.stderr)
+    return 1
 
 
 def _decoder_build() -> Callable[..., None]:
@@ -113,8 +138,16 @@ def _decoder_build() -> Callable[..., None]:
     return build
 
 
-def build(job: Job, repository: Path, reports: Path, keep: Path | None = None) -> None:
-    """Builds and publishes one model; the repository changes only in the last stage."""
+def build(job: Job, repository: Path, reports: Path, keep: Path | None = None, alone: Alone = in_turn) -> None:
+    """Builds and publishes one model; the repository changes only in the last stage.
+
+    Args:
+        job: what to build.
+        repository: to publish into.
+        reports: folder for the report.
+        keep: folder for fine-tuned checkpoints and students.
+        alone: called before anything is timed.
+    """
     began = time.monotonic()
     variants, left_out = possible_here(job.variants)
     job = replace(job, variants=variants)
@@ -138,10 +171,11 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None) -
             stage,
             reduce_range=needs_reduced_range(),
             say=partial(_say, job),
+            alone=alone,
         )
         candidates = [maker.make(variant) for variant in job.variants]
         _say(job, f"verifying and measuring {len(candidates)} variants on {len(evaluation.inputs)} texts")
-        assessed, reference = assess(candidates, teacher, evaluation)
+        assessed, reference = assess(candidates, teacher, evaluation, alone)
         decision = _decide(job, assessed, reference)
         entries = [_entry(job, one, decision) for one in assessed]
         folders = {one.candidate.name: one.candidate.folder for one in assessed}
@@ -256,50 +290,3 @@ def _summarise(job: Job, entries: Sequence[Entry], retired: Sequence[str]) -> No
 
 def _say(job: Job, message: str) -> None:
     print(f"{job.name}: {message}", flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="millis build", description=__doc__)
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        metavar="SOURCE",
-        help="a recipe (.yaml), or a checkpoint: a folder, a hub id, or package:NAME",
-    )
-    parser.add_argument("--task", choices=get_args(TaskName), help="what a checkpoint answers, when it does not say")
-    parser.add_argument(
-        "--engine",
-        choices=get_args(EngineName),
-        help="what generates text from a checkpoint; transformers (PyTorch) also takes what cannot become a graph",
-    )
-    parser.add_argument("--name", help="logical model name; the default is the recipe's or the checkpoint's")
-    parser.add_argument("--eval-data", type=Path, help="labelled data to measure a checkpoint on (CSV, JSONL, CoNLL)")
-    parser.add_argument("--text-column", default="text", help="column of the texts in --eval-data")
-    parser.add_argument("--label-column", default="label", help="column of the labels in --eval-data")
-    parser.add_argument(
-        "--label-separator",
-        metavar="TEXT",
-        help="what stands between the labels of a text in --eval-data that can have several; the default is 1 label",
-    )
-    parser.add_argument("--data-dir", type=Path, help="folder that a recipe's data paths count from")
-    parser.add_argument(
-        "--repository",
-        type=Path,
-        default=Path(os.environ.get("MILLIS_MODEL_REPOSITORY", "model_repository")),
-        help="model repository to publish into",
-    )
-    parser.add_argument(
-        "--reports",
-        type=Path,
-        default=Path(os.environ.get("MILLIS_STATE_DIR", ".millis")) / "reports",
-        help="folder for the reports",
-    )
-    parser.add_argument(
-        "--keep",
-        type=Path,
-        metavar="DIR",
-        help="keep fine-tuned checkpoints and students in this folder; a student that is there already, made from the "
-        "same teacher and texts in the same way, is not trained again",
-    )
-    parser.add_argument("--teacher", metavar="CHECKPOINT", help="goes before a recipe's key teacher")
-    return parser

@@ -21,6 +21,7 @@ from millis_pipeline.export import export_onnx, export_stages
 from millis_pipeline.latency import stage_ms
 from millis_pipeline.quantize import quantize_int8
 from millis_pipeline.run import CascadeRunner, Feeds, Runner, graph_runner
+from millis_pipeline.side_by_side import Alone
 from millis_pipeline.students import Students
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.variants import Exits, Quantize, VariantRecipe
@@ -107,6 +108,7 @@ class CandidateMaker:
         stage: folder that gets the folders.
         reduce_range: whether int8 weights get 7 bits.
         say: told what is being done.
+        alone: called before exits are calibrated, by what each graph takes.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class CandidateMaker:
         *,
         reduce_range: bool,
         say: Callable[[str], None],
+        alone: Alone,
     ) -> None:
         self._teacher = teacher
         self._students = students
@@ -127,6 +130,7 @@ class CandidateMaker:
         self._stage = stage
         self._reduce_range = reduce_range
         self._say = say
+        self._alone = alone
         self._feeds = _calibration(texts, teacher)
         self._exported: dict[nn.Module, list[Path]] = {}
 
@@ -166,6 +170,7 @@ class CandidateMaker:
         """The candidate with calibrated exits. An exit at which nobody should leave is taken out of the graphs."""
         graphs, said = self._write(candidate)
         model = candidate.checkpoint.module
+        self._alone()
         self._say(f"calibrating the exits of {candidate.name} on {len(held_out.inputs)} texts set aside")
         found = calibrate(
             trace(candidate.checkpoint, load_cascade(graphs, model.ends), held_out),

@@ -147,7 +147,7 @@ def _fit(
         model.train()
         losses = []
         with tqdm(
-            total=steps, desc=f"epoch {epoch}/{recipe.epochs}", unit="step", leave=False, disable=None
+            total=steps, desc=f"{recipe.name}: epoch {epoch}/{recipe.epochs}", unit="step", leave=False, disable=None
         ) as progress:
             for batch in batches(train, recipe.batch_size, shuffle):
                 loss = _loss(model, batch, task, recipe.label_smoothing)

@@ -9,7 +9,10 @@ would be put back in the repository. So our handlers run on the thread's own sta
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
+import threading
+from multiprocessing import parent_process
 
 SA_ONSTACK = 0x08000000
 
@@ -25,14 +28,26 @@ class _Action(ctypes.Structure):
     )
 
 
-def raise_on_signals() -> None:
-    """Has SIGINT and SIGTERM raise KeyboardInterrupt, in the main thread.
+def raise_on_signals(*numbers: signal.Signals) -> None:
+    """Has signals raise KeyboardInterrupt, in the main thread; SIGINT and SIGTERM when none is named.
 
     Also where the shell that started this ignores Ctrl-C, as it does for background jobs.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in numbers or (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
         _on_own_stack(number)
+
+
+def end_with_parent() -> None:
+    """Has this process, which multiprocessing started, get SIGTERM when its parent has ended, however that came."""
+    parent = parent_process()
+    assert parent is not None, "multiprocessing started it. This is a bug."
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _interrupt(_number: int, _frame: object) -> None:

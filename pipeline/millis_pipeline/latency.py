@@ -48,6 +48,11 @@ class Graph:
     precision: Precision = "f32"
 
 
+def sizes(max_tokens: int) -> list[tuple[int, int]]:
+    """(batch, tokens) of the calls that are measured of a model that reads so many tokens."""
+    return [(batch, tokens) for batch, tokens in POINTS if tokens <= max_tokens]
+
+
 def measure(graphs: Mapping[str, Sequence[Graph]], max_tokens: int) -> dict[str, LatencyProfile]:
     """Measures variants side by side.
 
@@ -65,9 +70,7 @@ def measure(graphs: Mapping[str, Sequence[Graph]], max_tokens: int) -> dict[str,
     engines = {variant: [_load(graph) for graph in found] for variant, found in graphs.items()}
     inputs = {v: [graph_inputs(graph.path) for graph in g] for v, g in graphs.items()}
     points: dict[str, list[LatencyPoint]] = {variant: [] for variant in graphs}
-    for batch, tokens in tqdm(POINTS, desc="latency", unit="point", leave=False, disable=None):
-        if tokens > max_tokens:
-            continue
+    for batch, tokens in tqdm(sizes(max_tokens), desc="latency", unit="point", leave=False, disable=None):
         feeds = {v: [_feeds(names, batch, tokens) for names in each] for v, each in inputs.items()}
         times: dict[str, list[list[float]]] = {variant: [[] for _ in found] for variant, found in graphs.items()}
         for _ in range(ROUNDS):

@@ -1,8 +1,13 @@
-"""Names the machine, for everything that is measured on it."""
+"""What the machine is, for everything that is measured on it."""
 
 import os
 import platform
 from pathlib import Path
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def machine() -> str:
@@ -12,4 +17,4 @@ def machine() -> str:
         if line.startswith("model name"):
             name = line.partition(":")[2].strip()
             break
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+    return f"{name}, {cores()} cores"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from millis_pipeline import build, precision
 from millis_pipeline.precision import has_bfloat16
 from millis_server.manifest_files import read_manifest, verify_files
 from tests import tiny
+from tests.processes import until_gone
 
 RECIPE = """\
 name: intent
@@ -299,3 +301,45 @@ def test_an_interrupted_build_leaves_the_repository_as_it_was(tmp_path, backbone
     assert errors.strip().splitlines()[-1].startswith("millis build: interrupted")
     assert tree(repository) == before
     assert [folder.name for folder in repository.iterdir()] == ["other-fp32"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["Ctrl-C", "SIGTERM"])
+def test_interrupted_builds_that_run_side_by_side_leave_no_process_and_the_repository_as_it_was(tmp_path, backbone, by):
+    repository = tmp_path / "repository"
+    data = text_data(tmp_path)
+    paths = []
+    for name in ("one", "two"):
+        path = recipe(tmp_path, backbone, "text-classification", data, epochs=1000)
+        paths.append(path.rename(tmp_path / f"{name}.yaml"))
+        paths[-1].write_text(paths[-1].read_text().replace("name: intent", f"name: {name}"))
+    options = ["--repository", str(repository), "--jobs", "2"]
+    command = [sys.executable, "-m", "millis.cli", "build", *map(str, paths), *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True
+    )
+    seen = set()
+    for line in process.stdout or ():
+        seen |= {name for name in ("one", "two") if line.startswith(f"{name}: epoch 2/")}
+        if seen == {"one", "two"}:
+            break
+    if by == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "millis build: interrupted; the repository is as it was before the last model\n"
+    assert tree(repository) == {}
+    until_gone(process.pid)
+
+
+def test_two_sources_of_one_model_and_no_jobs_at_all_are_one_clear_line_each(tmp_path, backbone, capsys):
+    path = recipe(tmp_path, backbone, "text-classification", text_data(tmp_path))
+    assert build.main([str(path), str(path), "--repository", str(tmp_path / "repository")]) == 1
+    assert capsys.readouterr().err == (
+        f"millis build: {path}: model 'intent' is that of another source too; build one at a time\n"
+    )
+    with pytest.raises(SystemExit):
+        build.main([str(path), "--jobs", "0"])
+    assert capsys.readouterr().err.splitlines()[-1] == "millis build: error: --jobs: at least 1, not 0"

@@ -22,6 +22,7 @@ from millis_pipeline.checkpoint import Checkpoint, load
 from millis_pipeline.exits import ExitModel
 from millis_pipeline.export import export_stages
 from millis_pipeline.run import CascadeRunner, Rows, run_all, tokenize, torch_runner
+from millis_pipeline.side_by_side import in_turn
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.variants import Exits, VariantRecipe
 from millis_pipeline.verify import EvaluationSet
@@ -125,7 +126,14 @@ def candidate(exported: Exported, folder: Path, wanted: Callable[[list[str], str
     assert len(chosen) >= 3
     held_out = EvaluationSet("dev", chosen, tokenize(tokenizer, chosen, 64, 0), labels=truth)
     maker = CandidateMaker(
-        replace(exported.checkpoint, module=exported.model), None, [], held_out, folder, reduce_range=True, say=print
+        replace(exported.checkpoint, module=exported.model),
+        None,
+        [],
+        held_out,
+        folder,
+        reduce_range=True,
+        say=print,
+        alone=in_turn,
     )
     return maker.make(VariantRecipe(name="exits", exits=Exits(after=(1, 3))))
 

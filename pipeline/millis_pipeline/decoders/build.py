@@ -41,6 +41,7 @@ from millis_pipeline.decoders.train import new_model, split_documents, train
 from millis_pipeline.gate import Decision, Measured, decide, decide_unmeasured
 from millis_pipeline.libraries import versions_of
 from millis_pipeline.publish import publish, staging, write_version
+from millis_pipeline.side_by_side import Alone, in_turn
 from millis_pipeline.verify import Judgement
 from millis_server.manifest import Generation, GreedyCheck, LatencyProfile, Manifest, Provenance
 from millis_server.manifest_files import sha256
@@ -83,7 +84,9 @@ class Limits:
     notes: tuple[str, ...]
 
 
-def build(recipe: DecoderRecipe, repository: Path, reports: Path, keep: Path | None = None) -> None:
+def build(
+    recipe: DecoderRecipe, repository: Path, reports: Path, keep: Path | None = None, alone: Alone = in_turn
+) -> None:
     """Builds and publishes one model; the repository changes only in the last stage."""
     began = time.monotonic()
     say = partial(_say, recipe.name)
@@ -98,7 +101,7 @@ def build(recipe: DecoderRecipe, repository: Path, reports: Path, keep: Path | N
         if maker.unguided:
             say(f"guided output is not possible: its tokenizer cannot be converted: {maker.unguided}")
         say(f"verifying and measuring {len(candidates)} variants on {len(evaluation.greedy)} prompts")
-        assessed = _assess(candidates, decoder, evaluation, limits)
+        assessed = _assess(candidates, decoder, evaluation, limits, alone)
         decision = _decide(recipe, assessed, evaluation)
         entries = [_entry(recipe, decoder, training, limits, evaluation, one, decision) for one in assessed]
         folders = {one.candidate.name: one.candidate.folder for one in assessed}
@@ -167,7 +170,7 @@ def _limits(recipe: DecoderRecipe, decoder: Decoder) -> Limits:
 
 
 def _assess(
-    candidates: Sequence[DecoderCandidate], decoder: Decoder, evaluation: Evaluation, limits: Limits
+    candidates: Sequence[DecoderCandidate], decoder: Decoder, evaluation: Evaluation, limits: Limits, alone: Alone
 ) -> list[Assessed]:
     """Measures all candidates: exactness of fp32, agreement, perplexity, latency side by side, memory."""
     greedy, eos = evaluation.greedy, decoder.eos_ids
@@ -185,6 +188,7 @@ def _assess(
                 exact = found[candidate.name] if whole else agreement(engine, own, eos)
                 check_exact(exact, candidate.model, own, candidate.name)
         checks = {name: greedy_checks(engine, greedy, eos) for name, engine in engines.items()}
+        alone()
         latency = speeds(engines, [one.prompt for one in greedy], limits.tokens)
     return [
         Assessed(
