@@ -1,4 +1,4 @@
-"""What every RPC has around it: errors become statuses, and nothing ends without being counted.
+"""What every RPC has around it: errors become statuses, and nothing ends without being counted and traced.
 
 A decorator and not an interceptor: each interceptor costs every call time (measured: 0.07 ms for three that do
 nothing), a decorator costs none.
@@ -12,15 +12,20 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 
+from millis.v1 import types_pb2
 from millis_server.errors import MillisError, to_status
 from millis_server.observability.metrics import Metrics
 
+if TYPE_CHECKING:  # OpenTelemetry is an extra
+    from millis_server.observability.tracing import Tracing
+
 LOG = logging.getLogger("millis.service")
+PACKAGE = types_pb2.DESCRIPTOR.package
 DETAILS_KEY = "grpc-status-details-bin"
 HEAD_START = 0.1
 """Seconds by which a caller's deadline may pass before ours does: it begins to count when the call is sent."""
@@ -29,9 +34,10 @@ BUG = "This is a bug; the gateway's log says more."
 
 
 class Servicer(Protocol):
-    """A servicer whose RPCs are counted."""
+    """A servicer whose RPCs are counted, and traced where somebody collects that."""
 
     metrics: Metrics
+    tracing: Tracing | None
 
 
 Response = TypeVar("Response")
@@ -50,11 +56,11 @@ def answering(method: Method[Response]) -> Method[Response]:
         try:
             response = await method(self, request, context)
         except BaseException as error:
-            self.metrics.answered(rpc, _asked(request), "", _code(error, context), perf_counter() - began)
+            _answered(self, method, _asked(request), "", _code(error, context), began, context)
             await _end(rpc, request, context, error)
             raise
         model, variant = _served(response) or ("", "")
-        self.metrics.answered(rpc, model, variant, "OK", perf_counter() - began)
+        _answered(self, method, model, variant, "OK", began, context)
         return response
 
     return wrapped
@@ -75,12 +81,30 @@ def answering_stream(method: StreamingMethod[Response]) -> StreamingMethod[Respo
                         model, variant = _served(response) or (model, "")
                     yield response
         except BaseException as error:
-            self.metrics.answered(rpc, model, variant, _code(error, context), perf_counter() - began)
+            _answered(self, method, model, variant, _code(error, context), began, context)
             await _end(rpc, request, context, error)
             raise
-        self.metrics.answered(rpc, model, variant, "OK", perf_counter() - began)
+        _answered(self, method, model, variant, "OK", began, context)
 
     return wrapped
+
+
+def _answered(
+    servicer: Servicer,
+    method: Callable[..., Any],
+    model: str,
+    variant: str,
+    code: str,
+    began: float,
+    context: Context,
+) -> None:
+    """Counts a call that ended, and traces it."""
+    servicer.metrics.answered(method.__name__, model, variant, code, perf_counter() - began)
+    if servicer.tracing is not None:
+        # A servicer's class and its methods are named as the proto names them.
+        rpc = f"{PACKAGE}.{method.__qualname__.replace('.', '/')}"
+        metadata: dict[str, Any] = dict(iter(context.invocation_metadata() or ()))
+        servicer.tracing.answered(rpc, model, variant, code, began, metadata)
 
 
 async def _end(rpc: str, request: Any, context: Context, error: BaseException) -> None:

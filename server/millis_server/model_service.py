@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,6 +19,9 @@ from millis_server.manifest import LatencyPoint, TaskName
 from millis_server.observability.metrics import Metrics
 from millis_server.reload import Reloader
 from millis_server.requests import checked_name
+
+if TYPE_CHECKING:  # OpenTelemetry is an extra
+    from millis_server.observability.tracing import Tracing
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
@@ -45,12 +49,14 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         catalogue: the models.
         reloader: loads and unloads them.
         metrics: count what is answered.
+        tracing: of calls; None where nobody collects traces.
     """
 
-    def __init__(self, catalogue: Catalogue, reloader: Reloader, metrics: Metrics) -> None:
+    def __init__(self, catalogue: Catalogue, reloader: Reloader, metrics: Metrics, tracing: Tracing | None) -> None:
         self._catalogue = catalogue
         self._reloader = reloader
         self.metrics = metrics
+        self.tracing = tracing
 
     @answering
     async def ListModels(  # noqa: N802  # names of RPCs are given by the proto

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
@@ -37,6 +38,9 @@ from millis_server.triton.launcher import EmbeddedTriton, TritonFailed
 from millis_server.triton.streams import TritonStreams
 
 LOG = logging.getLogger("millis")
+if TYPE_CHECKING:  # OpenTelemetry is an extra
+    from millis_server.observability.tracing import Tracing
+
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 MODELS = models_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 
@@ -72,6 +76,7 @@ class Gateway:
         self._generations = Generations(self.catalogue, self._reloader, self._predictor)
         decisions = (self._inference.decisions, self._generations.decisions)
         self._metrics = Metrics(self.catalogue, self._cache, decisions, lambda: self._inference.pending)
+        self._tracing = _tracing(settings.otlp_endpoint)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[
@@ -142,17 +147,25 @@ class Gateway:
         await self._streams.close()
         if self._triton is not None:
             await self._triton.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     def _add_services(self) -> None:
         reader = RequestReader(self._settings.max_inputs, self._settings.max_text_bytes)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceService(
-                self._inference, self._generations, self.catalogue, reader, self._predictor, self._metrics
+                self._inference,
+                self._generations,
+                self.catalogue,
+                reader,
+                self._predictor,
+                self._metrics,
+                self._tracing,
             ),
             self._server,
         )
         models_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(self.catalogue, self._reloader, self._metrics), self._server
+            ModelService(self.catalogue, self._reloader, self._metrics, self._tracing), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (INFERENCE, MODELS, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -262,6 +275,15 @@ async def serve(settings: Settings) -> None:
     finally:
         stopping.cancel()
         await gateway.stop()
+
+
+def _tracing(endpoint: str) -> Tracing | None:
+    """What sends traces to a collector; None where there is none."""
+    if not endpoint:
+        return None
+    from millis_server.observability.tracing import Tracing  # an extra
+
+    return Tracing(endpoint)
 
 
 def _check_free(host: str, port: int) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from millis.v1 import inference_pb2 as inference
 from millis.v1 import inference_pb2_grpc
@@ -29,6 +29,9 @@ from millis_server.tasks import Task
 from millis_server.tasks.embedding import Encoding
 from millis_server.tasks.token_classification import TaggedText
 from millis_server.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # OpenTelemetry is an extra
+    from millis_server.observability.tracing import Tracing
 
 Result = TypeVar("Result")
 
@@ -62,6 +65,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         reader: checks requests.
         predictor: of the time that versions will take.
         metrics: count what is answered.
+        tracing: of calls; None where nobody collects traces.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         reader: RequestReader,
         predictor: Predictor,
         metrics: Metrics,
+        tracing: Tracing | None,
     ) -> None:
         self._path = path
         self._generations = generations
@@ -79,6 +84,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._reader = reader
         self._predictor = predictor
         self.metrics = metrics
+        self.tracing = tracing
 
     @answering
     async def ClassifyText(  # noqa: N802  # names of RPCs are given by the proto
@@ -172,6 +178,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             async for event in events:
                 if isinstance(event, Finished):
                     self.metrics.generated(event)
+                    if self.tracing is not None:
+                        self.tracing.generated(event)
                 yield message(event, request.options.client_request_id)
 
     async def _run(self, task: Task[Result], request: InferenceRequest, context: Context) -> Answer[Result]:
@@ -180,6 +188,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         if answer.cache != "hit":
             manifest = answer.choice.served.manifest
             self.metrics.computed(manifest.model, manifest.variant, answer.times.queue, answer.times.infer)
+        if self.tracing is not None:
+            self.tracing.computed(answer.times, answer.tokens)
         return answer
 
 

@@ -3,6 +3,7 @@
 `--triton-url X` and `MILLIS_TRITON_URL=X` are the same setting; the option wins.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
@@ -99,6 +100,9 @@ class Settings(BaseSettings):
 
     metrics_host: str = Field("127.0.0.1", description="address on which Prometheus metrics are served")
     metrics_port: int = Field(9464, ge=0, le=MAX_PORT, description="port of the Prometheus metrics; 0 serves none")
+    otlp_endpoint: str = Field(
+        "", description="host:port of an OpenTelemetry collector, which gets a trace of every call; empty sends none"
+    )
 
     def triton_grpc(self) -> str:
         """host:port of the gRPC service of a Triton that already runs."""
@@ -110,11 +114,13 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_pending_inputs ({self.max_pending_inputs}) must be at least max_inputs ({self.max_inputs})"
             )
-        for name in ("triton_url", "triton_grpc_url"):
+        for name in ("triton_url", "triton_grpc_url", "otlp_endpoint"):
             url: str = getattr(self, name)
             host, _, port = url.rpartition(":")
             if url and not (host and port.isdecimal() and 1 <= int(port) <= MAX_PORT):
                 raise ValueError(f"{name} must be host:port with a port of 1 to {MAX_PORT}, not {url!r}")
+        if self.otlp_endpoint and find_spec("opentelemetry") is None:
+            raise ValueError("otlp_endpoint needs OpenTelemetry, which is not installed: pip install 'millis[tracing]'")
         return self
 
 
