@@ -19,7 +19,7 @@ RUN = f"{ENGINE}; load_engine('onnxruntime', Path(sys.argv[1]), EngineOptions())
 
 @pytest.mark.parametrize(
     "program",
-    [RUN, f"import millis_pipeline.quantize; {RUN}", f"import benchmarks.overhead; {RUN}"],
+    [RUN, f"import millis_pipeline; {RUN}", f"import benchmarks.overhead; {RUN}"],
     ids=["server", "pipeline", "benchmarks"],
 )
 def test_onnx_runtime_leaves_no_identity_and_no_events_for_telemetry(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -12,6 +13,7 @@ from millis_pipeline.candidates import Candidate
 from millis_pipeline.checkpoint import Checkpoint
 from millis_pipeline.gate import Measured
 from millis_pipeline.latency import Graph, graph_inputs, measure, single_text_ms, sizes
+from millis_pipeline.machine import cores
 from millis_pipeline.memory import resident_bytes
 from millis_pipeline.run import CascadeRunner, Runner, graph_runner, run_all, torch_runner
 from millis_pipeline.side_by_side import Alone
@@ -103,7 +105,8 @@ def assess(
             _check_compiled(candidate, own)
     graphs = {one.name: _reached(one, left) for one, left in zip(candidates, exits, strict=True)}
     points = sizes(teacher.max_tokens)
-    memory = [_memory(candidate, points) for candidate in candidates]
+    with ThreadPoolExecutor(cores()) as pool:  # each waits for a process of its own
+        memory = list(pool.map(lambda candidate: _memory(candidate, points), candidates))
     alone()
     latency = measure(graphs, teacher.max_tokens)
     assessed = [

@@ -84,7 +84,10 @@ def tree(folder: Path) -> dict[str, bytes]:
     ("task", "data", "metric", "labels"),
     [
         ("text-classification", text_data, "accuracy", ("animal", "buy")),
-        ("token-classification", token_data, "entity_f1", ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")),
+        pytest.param(
+            *("token-classification", token_data, "entity_f1", ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_family_is_trained_measured_and_published_whole(tmp_path, backbone, capsys, task, data, metric, labels):

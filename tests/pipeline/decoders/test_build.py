@@ -195,6 +195,7 @@ def test_a_draft_with_another_tokenizer_is_refused(tmp_path: Path, capsys: pytes
     )
 
 
+@pytest.mark.slow
 def test_pytorch_reads_past_a_window_of_attention(tmp_path: Path) -> None:
     model = decoder("gemma3")
     folder = checkpoint(tmp_path / "gemma", model)
