@@ -38,6 +38,7 @@ from benchmarks.load import tasks
 from benchmarks.routing_picture import picture
 from millis.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc, types_pb2
 from millis_pipeline.latency import machine
+from millis_server.prediction import FORGET_SECONDS
 
 ROUTED, PINNED = "routed", "pinned"
 LIBRARIES = ("onnxruntime", "nvidia-pytriton", "grpcio", "tokenizers", "numpy")
@@ -47,6 +48,10 @@ MOST_REQUESTS = 20_000
 
 SETTLE_SECONDS = 1.0
 """Pause between two sides, in which what is under way ends."""
+
+CALM_SECONDS = 4 * FORGET_SECONDS
+"""Pause after the capacity was measured. The gateway has learned how slow the best variant is in a crowd, and would go
+by that in the first step, which has none."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,7 @@ async def _measure(
             await tasks(Caller(stub, arguments.model, texts, variant).ask, 4, 100)
         closed = await tasks(Caller(stub, arguments.model, texts, best).ask, arguments.callers, arguments.requests)
         capacity = closed.throughput
+        await asyncio.sleep(CALM_SECONDS)
         deadline = arguments.deadline_ms / 1e3
         sides = {
             ROUTED: Caller(stub, arguments.model, texts, "", deadline),
