@@ -95,16 +95,20 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _build_all(jobs: Sequence[Job | DecoderRecipe], arguments: argparse.Namespace) -> int:
-    """Builds all models, side by side where the machine has the cores for it; returns the exit code."""
-    builds: dict[str, Build] = {}
+    """Builds all models, whatever becomes of the others; returns the exit code.
+
+    Those that generate text are built in turn, at the end: their training fills the cores by itself.
+    """
+    encoders: dict[str, Build] = {}
+    decoders: dict[str, Build] = {}
     for job, source in zip(jobs, arguments.sources, strict=True):
-        if job.name in builds:
+        if job.name in encoders or job.name in decoders:
             raise RecipeError(f"{source}: model {job.name!r} is that of another source too; build one at a time")
-        builds[job.name] = partial(_build, job, arguments)
-    at_once = min(len(builds), arguments.jobs)
-    if at_once > 1:
-        return max(side_by_side(builds, at_once))
-    return next((code for build_one in builds.values() if (code := build_one(in_turn)) != 0), 0)
+        (encoders if isinstance(job, Job) else decoders)[job.name] = partial(_build, job, arguments)
+    at_once = min(len(encoders), arguments.jobs)
+    codes = side_by_side(encoders, at_once) if at_once > 1 else [build_one(in_turn) for build_one in encoders.values()]
+    codes += [build_one(in_turn) for build_one in decoders.values()]
+    return max(codes)
 
 
 def _build(job: Job | DecoderRecipe, arguments: argparse.Namespace, alone: Alone) -> int:

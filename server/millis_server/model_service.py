@@ -52,7 +52,9 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         tracing: of calls; None where nobody collects traces.
     """
 
-    def __init__(self, catalogue: Catalogue, reloader: Reloader, metrics: Metrics, tracing: Tracing | None) -> None:
+    def __init__(
+        self, catalogue: Catalogue, reloader: Reloader, metrics: Metrics, tracing: Tracing | None = None
+    ) -> None:
         self._catalogue = catalogue
         self._reloader = reloader
         self.metrics = metrics

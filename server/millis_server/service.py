@@ -76,7 +76,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         reader: RequestReader,
         predictor: Predictor,
         metrics: Metrics,
-        tracing: Tracing | None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._path = path
         self._generations = generations
