@@ -18,14 +18,18 @@ from functools import partial, partialmethod
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import RLock
+from time import monotonic
 
 from tqdm import tqdm
 
 from millis_pipeline.interruption import end_with_parent, raise_on_signals
 from millis_pipeline.machine import cores
 
-END_SECONDS = 30
+END_SECONDS = 10
 """How long a build that is interrupted may take to put back what it has changed."""
+
+INTERRUPTIONS = 3
+"""After so many a build is killed. Where a destructor runs Python only reports an interruption, and goes on."""
 
 Alone = Callable[[], None]
 """Returns when nothing else is at work here; from the second call on, at once."""
@@ -118,11 +122,14 @@ class _Builders:
 
     def end(self) -> None:
         """Interrupts the builds that are still there, and waits for them."""
+        for _ in range(INTERRUPTIONS):
+            for process in self._processes.values():
+                if process.is_alive():
+                    process.terminate()
+            ends = monotonic() + END_SECONDS
+            for process in self._processes.values():
+                process.join(max(0.0, ends - monotonic()))
         for process in self._processes.values():
-            if process.is_alive():
-                process.terminate()
-        for process in self._processes.values():
-            process.join(END_SECONDS)
             process.kill()
 
     def code(self, name: str) -> int:
