@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import get_args
 
-from millis_pipeline.machine import cores
 from millis_server.manifest import EngineName, TaskName
 
 DESCRIPTION = """From a checkpoint, or from labelled data, to published and measured variants.
@@ -64,9 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs",
         type=int,
-        default=cores(),
+        default=1,
         metavar="N",
-        help="models that are made side by side, where there are several; each is measured alone; the default is a "
-        "model for each core (%(default)s)",
+        help="models that are made side by side, where there are several; each is measured alone (default: %(default)s)",
     )
     return parser
