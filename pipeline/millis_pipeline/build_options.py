@@ -65,6 +65,6 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         metavar="N",
-        help="models that are made side by side, where there are several; each is measured alone (default: %(default)s)",
+        help="models that are made side by side, of several; each is measured alone (default: %(default)s)",
     )
     return parser
