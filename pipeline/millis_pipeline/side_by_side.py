@@ -7,6 +7,7 @@ itself from there to its end.
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import signal
@@ -162,6 +163,9 @@ def _run(name: str, build: Build, parent: Connection, lock: RLock, place: int) -
     raise_on_signals(signal.SIGTERM)
     end_with_parent()
     tqdm.set_lock(lock)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Lines stay whole beside those of the others, where PYTHONUNBUFFERED has text and line end written apart.
+        sys.stdout.reconfigure(line_buffering=True, write_through=False)
     # tqdm's own way to change a default.
     tqdm.__init__ = partialmethod(tqdm.__init__, position=place)  # type: ignore[assignment, method-assign]
     is_alone = False

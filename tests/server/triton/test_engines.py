@@ -44,7 +44,7 @@ def test_every_engine_answers_as_onnx_runtime_does(graph, name, threads):
 
 
 FIRST_CALLS = """
-import os, sys, threading
+import sys, threading
 from pathlib import Path
 import numpy as np
 from millis_server.triton.backend.engine import EngineOptions, load_engine
