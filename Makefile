@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 REPOSITORY ?= model_repository
 # Compiled modules are kept, whatever the environment says: without them every process compiles its own for seconds.
 unexport PYTHONDONTWRITEBYTECODE
-MODELS ?= intent ner sentiment embed
+MODELS ?= embed intent sentiment ner
 # Those of them that generate text: only they need the engine for it.
 GENERATING := $(filter $(MODELS),$(notdir $(patsubst %/recipe.yaml,%,$(shell grep -ls '^task: text-generation' pipeline/recipes/*/recipe.yaml))))
 
