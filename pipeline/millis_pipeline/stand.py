@@ -102,9 +102,8 @@ class Stand:
         try:
             try:
                 await self._client.load(manifest.triton_model)
-                lane = Lane(
-                    self._client, manifest, VERSION, configuration.lanes, min(LARGEST_REQUEST, configuration.max_batch)
-                )
+                max_batch = min(LARGEST_REQUEST, configuration.max_batch)
+                lane = Lane(self._client, manifest, VERSION, configuration.lanes, max_batch, configuration.workers)
                 served = Served(manifest, VERSION, subject.tokenizer, lane)
                 await selfcheck.check(served)
             except (MillisError, selfcheck.SelfCheckFailed) as error:

@@ -139,7 +139,7 @@ class AnswerCache:
         counts.shared += len(keys) - hits - len(wanted)
         flights = self._flights_for(lane, wanted, len(rows), expires, join=policy == "default")
         own = len(flights) == 1 and not flights[0].callers and len(flights[0].places) == len(keys)
-        queued, padded, layers = await _land(flights, found)
+        queued, padded, layers = await _land(flights, found, wanted)
         return Outputs([found[key] for key in keys], queued, "partial" if hits else "miss", padded, layers, own)
 
     async def keep_only(self, lanes: Collection[Lane]) -> None:
@@ -239,14 +239,16 @@ class AnswerCache:
         return counts
 
 
-async def _land(flights: Sequence[_Flight], found: dict[bytes, Output]) -> tuple[float, int, int]:
+async def _land(
+    flights: Sequence[_Flight], found: dict[bytes, Output], wanted: Collection[bytes]
+) -> tuple[float, int, int]:
     """Waits for flights and adds what they bring to `found`.
 
     A caller that leaves, or hears of a failure, ends the flights that nobody else waits for.
 
     Returns:
-        The longest time in the lane's queue, in seconds, and of all flights together the tokens of padding and the
-        layers that their rows went through.
+        The longest time in the lane's queue, in seconds, and the tokens of padding and the layers that the wanted rows
+        went through: their even share, where a flight brings rows of other callers too.
     """
     for flight in flights:
         flight.callers += 1
@@ -254,7 +256,10 @@ async def _land(flights: Sequence[_Flight], found: dict[bytes, Output]) -> tuple
     try:
         for flight in flights:
             ran = await asyncio.shield(flight.future)
-            longest, padded, layers = max(longest, ran.queued), padded + ran.padded, layers + ran.layers
+            rows = len(flight.places)
+            share = 1.0 if rows == 1 else len(flight.places.keys() & wanted) / rows
+            longest = max(longest, ran.queued)
+            padded, layers = padded + round(ran.padded * share), layers + round(ran.layers * share)
             for key, place in flight.places.items():
                 found.setdefault(key, ran.outputs[place])
     finally:

@@ -17,7 +17,7 @@ from math import inf
 
 from millis_server.errors import InvalidField, ModelNotFound, TaskMismatch
 from millis_server.manifest import Manifest, TaskName
-from millis_server.prediction import Pace
+from millis_server.pace import Pace
 from millis_server.tokenizer import Tokenizer
 from millis_server.triton.lane import Lane
 from millis_server.triton.streams import Streams
@@ -35,7 +35,12 @@ class Served:
     pace: Pace = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pace", Pace(self.manifest.model, self.manifest.latency))
+        manifest, lane = self.manifest, self.lane
+        if isinstance(lane, Lane):
+            pace = Pace(manifest.model, manifest.latency, lane.workers, lane.rows_at_once)
+        else:
+            pace = Pace(manifest.model, manifest.latency)
+        object.__setattr__(self, "pace", pace)
 
 
 class State(Enum):

@@ -8,11 +8,11 @@ A prediction has three parts:
   for as long as they have work (processor sharing, Kleinrock 1967);
 - the path around the engine.
 
-The parts are weighted by what was seen: the version's own time by a factor of its own, the wait by one of the model's,
-both learned from every answer by normalised least mean squares (Widrow and Hoff 1960), which blames each part for as
-much of an error as it was of the prediction. What is promised is longer by a margin, a share of the expected time, that
-grows with every promise that was broken and shrinks a little with every one that was kept, so that 995 of 1,000 are
-kept in the long run whatever the load does (the idea of adaptive conformal inference, Gibbs and Candès 2021).
+The parts are weighted by what was seen: the version's own time by a factor of its own (pace.py), the wait by one of the
+model's, both learned from every answer by normalised least mean squares (Widrow and Hoff 1960), which blames each part
+for as much of an error as it was of the prediction. What is promised is longer by a margin, a share of the expected
+time, that grows with every promise that was broken and shrinks a little with every one that was kept, so that 995 of
+1,000 are kept in the long run whatever the load does (the idea of adaptive conformal inference, Gibbs and Candès 2021).
 
 Everything here runs on the event loop and costs microseconds.
 """
@@ -27,12 +27,9 @@ from math import ceil, inf
 from time import perf_counter
 from typing import NamedTuple
 
-from millis_server.engine_time import EngineTime
 from millis_server.errors import DeadlinePassed
-from millis_server.manifest import LatencyProfile, Manifest
-
-PATH_SECONDS = 0.002
-"""Time of one request outside the engine, on an idle machine: gateway, wire and Triton (`make bench` measures it)."""
+from millis_server.manifest import Manifest
+from millis_server.pace import LARGEST_FACTOR, PATH_SECONDS, Factor, Pace, kept
 
 PATH_WORK_SECONDS = 0.001
 """Part of it that keeps a core busy, in which nothing else is computed: a crowd of small requests is more path than
@@ -58,68 +55,11 @@ they have taught how much longer answers can take."""
 LARGEST_MARGIN = 2.0
 """Promises are at most this longer than expected: more says that the machine is beyond prediction."""
 
-LARGEST_FACTOR = 4.0
-"""Factors stay within this, up or down, and a seen time counts as no more than this of the predicted one: a single
-stalled answer must not shut a version out."""
-
-FORGET_SECONDS = 10.0
-"""What is not renewed for so long begins to fade, with the same half-life: a version that looked slow is given another
-chance."""
-
-TYPICAL_TOKENS = 16
-
 TOKENS_PER_CHARACTER = 0.3
 """Before any text was seen; English has 0.2 to 0.25 in a WordPiece vocabulary."""
 
 SPECIAL_TOKENS = 2
 """Around each text, in the BERT and RoBERTa families."""
-
-
-class Factor:
-    """How much longer than predicted something takes; it fades to 1 when nothing renews it."""
-
-    __slots__ = ("_renewed", "_value")
-
-    def __init__(self) -> None:
-        self._value = 1.0
-        self._renewed = 0.0
-
-    def at(self, now: float) -> float:
-        """The factor as it stands at `now`, on the clock of `perf_counter`."""
-        return 1 + (self._value - 1) * _kept(now - self._renewed)
-
-    def add(self, change: float, now: float) -> None:
-        """Moves it."""
-        self._value = min(max(self.at(now) + change, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
-        self._renewed = now
-
-
-def _kept(age: float) -> float:
-    """What is left of something learned so many seconds ago; all of it at first, or rare calls would teach nothing."""
-    return float(0.5 ** max(age / FORGET_SECONDS - 1, 0.0))
-
-
-class Pace:
-    """How fast one model version is known to be.
-
-    Args:
-        model: logical model name.
-        profile: from its manifest; without points its time is not predicted.
-
-    Attributes:
-        model: as given.
-        engine: its measured time; None when nothing was measured.
-        typical: engine time of one short text, to compare versions by; infinite when nothing was measured.
-        factor: of its own time.
-    """
-
-    __slots__ = ("engine", "factor", "model", "typical")
-
-    def __init__(self, model: str, profile: LatencyProfile | None) -> None:
-        self.model = model
-        self.engine = EngineTime(profile) if profile is not None and profile.points else None
-        self.typical = self.engine.seconds(1, TYPICAL_TOKENS) if self.engine else inf
-        self.factor = Factor()
 
 
 class _Queue:
@@ -144,7 +84,7 @@ class _Queue:
 
     def margin(self, now: float) -> float:
         """How much longer than the expected time a promise is, as a share of it."""
-        return FIRST_MARGIN + (self._margin - FIRST_MARGIN) * _kept(now - self._renewed)
+        return FIRST_MARGIN + (self._margin - FIRST_MARGIN) * kept(now - self._renewed)
 
     def learn_promise(self, broken: bool, now: float) -> None:
         """Widens the margin after a promise that was broken, and narrows it a little after one that was kept."""
@@ -204,16 +144,9 @@ class Booking:
 
 
 class Predictor:
-    """Predicts for all versions of all models: they share one machine.
+    """Predicts for all versions of all models: they share one machine."""
 
-    Args:
-        workers: engine calls that the machine runs side by side.
-        rows_at_once: most rows of one call that a lane takes before it looks at other calls.
-    """
-
-    def __init__(self, workers: int, rows_at_once: int) -> None:
-        self._workers = workers
-        self._rows_at_once = rows_at_once
+    def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
         """By logical model; a few dozen bytes for each name that the repository ever had."""
 
@@ -251,13 +184,13 @@ class Predictor:
         work = pace.engine.seconds(load.rows, load.tokens)
         share = queue.ahead + work
         beside = sum([min(other.ahead, share) for other in self._queues.values() if other is not queue])
-        wait = (queue.ahead + beside) / self._workers
+        wait = (queue.ahead + beside) / pace.workers
         # A lone row runs on one thread; several are spread over the workers.
-        own = PATH_SECONDS + work / min(load.rows, self._workers)
+        own = PATH_SECONDS + work / min(load.rows, pace.workers)
         now = perf_counter()
         at_rest = pace.factor.at(now) * own
         expected = at_rest + queue.factor.at(now) * wait
-        ahead = PATH_WORK_SECONDS + work * min(1.0, self._rows_at_once / load.rows)
+        ahead = PATH_WORK_SECONDS + work * min(1.0, pace.rows_at_once / load.rows)
         return Forecast(pace, ahead, own, wait, at_rest, expected, expected * (1 + queue.margin(now)))
 
     @contextmanager

@@ -11,7 +11,7 @@ from millis_server.cache import Policy
 from millis_server.errors import InvalidField
 from millis_server.generation_requests import read_generation
 from millis_server.offsets import OffsetUnit
-from millis_server.routing import Wishes
+from millis_server.routing import QUALITY_DIGITS, Wishes
 from millis_server.tasks.embedding import Embedding, Encoding
 from millis_server.tasks.entities import Aggregation
 from millis_server.tasks.generation import TextGeneration
@@ -238,7 +238,7 @@ def wishes(request: InferenceRequest, time_left: float | None) -> Wishes:
         version=version,
         pin_variant=checked_name("options.slo.pin_variant", found.slo.pin_variant),
         # A float carries seven digits: 0.93 arrives as 0.93000001, above a measured 0.93.
-        min_quality=round(_score("options.slo.min_quality", found.slo.min_quality), 6),
+        min_quality=round(_score("options.slo.min_quality", found.slo.min_quality), QUALITY_DIGITS),
         latency_target=seconds,
         time_left=time_left,
     )

@@ -32,6 +32,9 @@ only the fastest for all of it: a queue that heavy work had filled would leave n
 MIN_RETRY_SECONDS = 0.01
 """Shortest delay told to a caller who is refused."""
 
+QUALITY_DIGITS = 6
+"""Digits after the point to which qualities are compared: a float of the wire carries no more."""
+
 
 class Cause(Enum):
     """Why a variant was chosen, in a word for counters; `Choice.reason` says it to people."""
@@ -199,8 +202,9 @@ def _chosen(options: list[_Option], default: Variant, good: list[Variant], hurri
     if hurried and forecast.promised > limit:
         cause, reason = Cause.FASTEST, f"fastest variant; none is predicted within {_ms(limit)}"
     elif first.variant is not taken.variant:
-        late, name = _ms(first.forecast.promised), first.variant.manifest.variant
-        cause, reason = Cause.LOAD, f"lighter under load: {name} would take {late} of {_ms(limit)}"
+        name, late = first.variant.manifest.variant, first.forecast.promised > limit
+        would = f"take {_ms(first.forecast.promised)}" if late else f"wait {_ms(first.forecast.promised_wait)}"
+        cause, reason = Cause.LOAD, f"lighter under load: {name} would {would} of {_ms(limit)}"
     elif hurried or taken is not options[0]:
         cause, reason = Cause.BEST_IN_TIME, f"best variant predicted within {_ms(limit)}"
     elif taken.variant is default:
@@ -270,6 +274,9 @@ def _not_ready(variants: Sequence[Variant], version: str) -> ModelNotFound | Mod
 
 
 def _quality(variant: Variant) -> float:
-    """Measured quality; a variant published without evaluation data meets no floor above 0."""
+    """Measured quality; a variant published without evaluation data meets no floor above 0.
+
+    Rounded as the floor of a request is: who asks for just what `GetModel` tells is answered.
+    """
     quality = variant.manifest.quality
-    return quality.value if quality else 0.0
+    return round(quality.value, QUALITY_DIGITS) if quality else 0.0

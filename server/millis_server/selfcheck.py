@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +11,15 @@ from millis_server.catalogue import Served
 from millis_server.manifest import SelfCheck
 from millis_server.tasks.generation import Prompt, TextGeneration
 from millis_server.tokenizer import Row
+from millis_server.triton.lane import Lane
 from millis_server.triton.streams import Streams
 
 WARM_TOKENS = (8, 16, 32, 64, 128)
 """Lengths run once before traffic: the engine allocates its memory for a length on first use."""
+
+TIMED_TOKENS = (16, 64)
+TIMED_RUNS = 5
+"""Lone texts of each length that tell how fast a version is on this machine, with this config: 0.1 s or less."""
 
 
 class SelfCheckFailed(ValueError):
@@ -21,7 +27,7 @@ class SelfCheckFailed(ValueError):
 
 
 async def check(served: Served) -> None:
-    """Runs the manifest's self-checks through tokenizer and Triton, and warms the engine.
+    """Runs the manifest's self-checks through tokenizer and Triton, warms the engine, and sees how fast it is here.
 
     Raises:
         SelfCheckFailed: an answer differs by more than the manifest's tolerance.
@@ -41,6 +47,19 @@ async def check(served: Served) -> None:
         if tokens <= manifest.max_tokens:
             row = Row([filler] * tokens)
             await asyncio.gather(lane.run([row]), lane.run([row]))
+    served.pace.calibrate(await _timed(lane, filler, manifest.max_tokens))
+
+
+async def _timed(lane: Lane, filler: int, max_tokens: int) -> list[tuple[int, float]]:
+    """Seconds that lone texts take now, by their tokens."""
+    seen = []
+    for tokens in TIMED_TOKENS:
+        length = min(tokens, max_tokens)
+        for _ in range(TIMED_RUNS):
+            began = perf_counter()
+            await lane.run([Row([filler] * length)])
+            seen.append((length, perf_counter() - began))
+    return seen
 
 
 async def _check_generation(streams: Streams) -> None:

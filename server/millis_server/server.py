@@ -69,7 +69,7 @@ class Gateway:
         self.catalogue = Catalogue()
         self._reloader = Reloader(settings, self._client, self._streams, self.catalogue)
         self._cache = AnswerCache(settings.cache_bytes)
-        self._predictor = Predictor(settings.lanes, settings.lanes * settings.max_batch)
+        self._predictor = Predictor()
         self._inference = Inference(
             self.catalogue, self._reloader, self._cache, self._predictor, settings.max_pending_inputs
         )

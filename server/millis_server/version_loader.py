@@ -142,12 +142,15 @@ class VersionLoader:
                 self._streams, manifest, version, settings.max_waiting_generations, settings.infer_timeout_seconds
             )
         config = await self._client.config(manifest.triton_model, version)
-        width = config.get("parameters", {}).get("lanes", {}).get("string_value", str(self._settings.lanes))
+        parameters = config.get("parameters", {})
+        width = parameters.get("lanes", {}).get("string_value", str(self._settings.lanes))
         if not width.isdecimal() or not 1 <= int(width) <= MAX_LANES:
             reason = f"config.pbtxt: parameter lanes must be from 1 to {MAX_LANES}, not {width!r}"
             raise VersionRefused(reason, loaded=True)
+        # The backend has checked this one: it runs with it.
+        workers = int(parameters.get("workers", {}).get("string_value", "1"))
         max_batch = min(self._settings.max_batch, max(1, config["max_batch_size"]))
-        return Lane(self._client, manifest, version, int(width), max_batch)
+        return Lane(self._client, manifest, version, int(width), max_batch, workers)
 
 
 def _read(folder: Path) -> Manifest:

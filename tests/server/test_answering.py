@@ -39,7 +39,7 @@ async def test_what_breaks_ends_with_a_status_and_is_counted_once(error, code, m
     catalogue.variants["intent-int8"] = Variant(manifest())
     metrics = Metrics(catalogue, AnswerCache(0), [], lambda: 0)
     server = grpc.aio.server()
-    service = InferenceService(path, None, catalogue, RequestReader(10, 100), Predictor(2, 64), metrics)
+    service = InferenceService(path, None, catalogue, RequestReader(10, 100), Predictor(), metrics)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

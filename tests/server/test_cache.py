@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import tracemalloc
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
@@ -11,11 +12,23 @@ import pytest
 from millis_server.cache import AnswerCache, Counts, Policy, Status
 from millis_server.errors import BackendFault, DeadlinePassed
 from millis_server.tokenizer import Row
-from millis_server.triton.lane import Lane
+from millis_server.triton.lane import Deadline, Lane, Ran
 from tests.server.test_manifest import manifest
 from tests.server.triton.test_lane import HeldTriton, lane
 
 PLENTY = 1 << 20
+
+
+class PaddedLane(Lane):
+    """Says 3 tokens of padding and 6 layers for each row."""
+
+    def start(self, rows: Sequence[Row], deadline: Deadline) -> asyncio.Future[Ran]:
+        running = super().start(rows, deadline)
+
+        async def told() -> Ran:
+            return (await running)._replace(padded=3 * len(rows), layers=6 * len(rows))
+
+        return asyncio.get_running_loop().create_task(told())
 
 
 def released() -> HeldTriton:
@@ -76,6 +89,19 @@ async def test_a_list_longer_than_a_request_is_shared_too():
     triton.release.set()
     assert await asyncio.gather(*calls) == [([float(value) for value in values], "miss")] * 2
     assert sum(triton.sizes) == 10
+
+
+async def test_who_joins_a_computation_is_told_its_own_share_of_what_was_computed():
+    triton, cache = HeldTriton(), AnswerCache(PLENTY)
+    road = PaddedLane(triton, manifest(), "1", width=2, max_batch=4)
+    whole = asyncio.create_task(cache.run(road, [Row([value]) for value in (1, 2)], "default"))
+    await asyncio.sleep(0)
+    joining = asyncio.create_task(cache.run(road, [Row([value]) for value in (2, 9)], "default"))
+    await asyncio.sleep(0)
+    triton.release.set()
+    first, second = await asyncio.gather(whole, joining)
+    assert (first.padded, first.layers) == (6, 12)
+    assert (second.padded, second.layers) == (3 + 3, 6 + 6)
 
 
 async def test_a_lone_row_does_not_wait_for_a_list_that_holds_it():

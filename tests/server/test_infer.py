@@ -43,7 +43,7 @@ def inference_of(light: Variant, lane: Lane, tokenizer: object, predictor: Predi
 
 
 async def test_overload_is_rejected_before_tokenization_and_counted():
-    light, predictor = variant("light", 0.9, 1.0), Predictor(workers=2, rows_at_once=64)
+    light, predictor = variant("light", 0.9, 1.0), Predictor()
     inference = inference_of(light, lane(HeldTriton()), Untokenizable(), predictor)
     task = TextClassification(["where is my order"])
     with predictor.under_way(predictor.forecast(light.current.pace, Load(64, 16))):
@@ -62,7 +62,7 @@ async def test_overload_is_rejected_before_tokenization_and_counted():
 async def test_a_lane_drains_only_after_the_requests_that_are_still_being_tokenized():
     triton, tokenizer = HeldTriton(), SlowTokenizer()
     road = lane(triton)
-    inference = inference_of(variant("light", 0.9, 1.0), road, tokenizer, Predictor(workers=2, rows_at_once=64))
+    inference = inference_of(variant("light", 0.9, 1.0), road, tokenizer, Predictor())
     task = TextClassification(["order " * INLINE_CHARACTERS])
     asking = asyncio.create_task(inference.run(task, "intent", Wishes()))
     await asyncio.to_thread(tokenizer.begun.wait, 5)

@@ -49,7 +49,7 @@ def family() -> list[Variant]:
 
 
 def outcome(variants: list[Variant], wishes: Wishes, predictor: Predictor | None = None, demand: Demand = ONE):
-    choice = choose(variants, predictor or Predictor(2, 64), demand, wishes)
+    choice = choose(variants, predictor or Predictor(), demand, wishes)
     return choice.served.manifest.variant, choice.degraded, choice.cause, choice.reason
 
 
@@ -103,13 +103,30 @@ def test_the_best_variant_that_is_in_time_answers(wishes, expected):
     assert outcome(family(), wishes) == expected
 
 
+def test_who_asks_for_just_the_quality_that_is_told_is_answered():
+    told = 2877 / 3080  # 0.934090909…, and 0.934091 by the time a request has been read
+    variants = [variant("int8", told, 3.0, default=True)]
+    assert outcome(variants, Wishes(min_quality=round(told, 6)))[0] == "int8"
+
+
+def test_a_variant_passed_over_for_what_it_would_wait_says_so(begin):
+    variants, predictor = [variant("fp32", 0.95, 6.0, default=True), variant("int8", 0.93, 3.0)], Predictor()
+    begin(predictor, variants[0], rows=2)
+    assert outcome(variants, Wishes(time_left=0.0125), predictor) == (
+        "int8",
+        True,
+        Cause.LOAD,
+        "lighter under load: fp32 would wait 6.0 ms of 12.5 ms",
+    )
+
+
 def test_long_texts_are_answered_by_a_faster_variant():
     long = Demand(inputs=1, characters=100)  # 32 tokens
     assert outcome(family(), Wishes(latency_target=0.01), demand=long)[0] == "int8"
 
 
 def test_under_load_lighter_variants_answer_down_to_the_floor_and_then_the_call_is_refused(begin):
-    variants, predictor = family(), Predictor(2, 64)
+    variants, predictor = family(), Predictor()
     wishes = Wishes(time_left=0.0208, min_quality=0.93)
     seen = []
     for _ in range(100):
@@ -128,7 +145,7 @@ def test_under_load_lighter_variants_answer_down_to_the_floor_and_then_the_call_
 
 
 def test_a_choice_made_by_load_says_so(begin):
-    variants, predictor = family(), Predictor(2, 64)
+    variants, predictor = family(), Predictor()
     begin(predictor, variants[1], rows=1)
     assert outcome(variants, Wishes(time_left=0.008), predictor) == (
         "int8",
@@ -139,14 +156,14 @@ def test_a_choice_made_by_load_says_so(begin):
 
 
 def test_a_caller_without_target_or_deadline_gets_the_default_variant_under_any_load(begin):
-    variants, predictor = family(), Predictor(2, 64)
+    variants, predictor = family(), Predictor()
     begin(predictor, variants[2], rows=10_000)
     assert outcome(variants, Wishes(), predictor)[0] == "int8"
     assert outcome(variants, Wishes(time_left=10.0), predictor)[0] == "int8"
 
 
 def test_a_pinned_variant_answers_in_time_or_the_call_is_refused(begin):
-    variants, predictor = family(), Predictor(2, 64)
+    variants, predictor = family(), Predictor()
     pinned = Wishes(pin_variant="fp32", time_left=0.05)
     assert outcome(variants, pinned, predictor)[0] == "fp32"
     begin(predictor, variants[1], rows=20)
@@ -160,7 +177,7 @@ def test_an_idle_machine_tries_what_it_may_just_miss_and_refuses_what_it_cannot_
     variants = family()
     assert outcome(variants, Wishes(time_left=0.0005))[::2] == ("distilled", Cause.FASTEST)
     with pytest.raises(DeadlineUnreachable) as refused:
-        choose(variants, Predictor(2, 64), ONE, Wishes(time_left=0.0001))
+        choose(variants, Predictor(), ONE, Wishes(time_left=0.0001))
     assert refused.value.retry_after == 0.01
 
 
@@ -182,7 +199,7 @@ def test_what_was_not_measured_or_measured_equal_has_its_place(variants, wishes,
 
 def test_a_version_that_was_asked_for_answers():
     variants = family()
-    choice = choose(variants, Predictor(2, 64), ONE, Wishes(version="1", pin_variant="int8"))
+    choice = choose(variants, Predictor(), ONE, Wishes(version="1", pin_variant="int8"))
     assert choice == Choice(variants[2].standby, False, "pinned by the caller", Cause.PINNED, choice.forecast)
 
 
@@ -195,7 +212,7 @@ def test_another_variant_answers_while_the_default_recovers_and_says_so():
 
 def test_what_cannot_be_met_is_refused_with_the_reason():
     def refused(variants, wishes):
-        return choose(variants, Predictor(2, 64), ONE, wishes)
+        return choose(variants, Predictor(), ONE, wishes)
 
     with pytest.raises(QualityUnavailable, match=r"measured at 0\.99 or better; the best has 0\.95"):
         refused(family(), Wishes(min_quality=0.99))

@@ -47,7 +47,7 @@ async def served():
         variant("light", 0.9, 1.0),
         WaitingTokenizer(),
         Catalogue(),
-        Predictor(2, 64),
+        Predictor(),
     )
     object.__setattr__(light.current, "tokenizer", tokenizer)
     catalogue.variants["intent-light"] = light

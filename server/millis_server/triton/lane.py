@@ -75,18 +75,24 @@ class Lane:
         version: as in the repository.
         width: Triton requests under way at once.
         max_batch: most rows in one Triton request.
+        workers: engine calls that the version runs side by side.
 
     Attributes:
-        manifest: of the version.
+        manifest, workers: as given.
+        rows_at_once: most rows of one call that go to Triton before other calls have their turn.
         identity: 8 bytes that no other lane of this process has or had, not even one to the same version loaded anew.
         tokens: real tokens computed so far.
         padded_tokens: tokens computed so far beside the real ones.
         exits: rows answered so far, by the number of layers they went through; empty without early exits.
     """
 
-    def __init__(self, client: TritonClient, manifest: Manifest, version: str, width: int, max_batch: int) -> None:
+    def __init__(
+        self, client: TritonClient, manifest: Manifest, version: str, width: int, max_batch: int, workers: int = 1
+    ) -> None:
         self._client = client
         self.manifest = manifest
+        self.workers = workers
+        self.rows_at_once = width * max_batch
         self.identity = next(_numbers).to_bytes(8)
         self._path = infer_path(manifest.triton_model, version)
         self._free = width

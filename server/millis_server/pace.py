@@ -1,0 +1,102 @@
+"""How fast one model version is: by its profile, by what it did when it was loaded, and by what was seen since."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from statistics import median
+from time import perf_counter
+
+from millis_server.engine_time import EngineTime
+from millis_server.manifest import LatencyProfile
+
+PATH_SECONDS = 0.002
+"""Time of one request outside the engine, on an idle machine: gateway, wire and Triton (`make bench` measures it)."""
+
+LARGEST_FACTOR = 4.0
+"""Factors stay within this, up or down, and a seen time counts as no more than this of the predicted one: a single
+stalled answer must not shut a version out."""
+
+FORGET_SECONDS = 10.0
+"""What is not renewed for so long begins to fade, with the same half-life: a version that looked slow is given another
+chance."""
+
+TYPICAL_TOKENS = 16
+
+
+class Factor:
+    """How much longer than predicted something takes; it fades to where it rests when nothing renews it.
+
+    It rests at 1, or below where the version was measured to be faster when it was loaded. Never above: a version that
+    looks too slow is not asked, and would never learn that it is not.
+    """
+
+    __slots__ = ("_renewed", "_rest", "_value")
+
+    def __init__(self) -> None:
+        self._value = 1.0
+        self._rest = 1.0
+        self._renewed = 0.0
+
+    def begin(self, value: float, now: float) -> None:
+        """Starts from a measured value."""
+        self._value = min(max(value, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
+        self._rest = min(self._value, 1.0)
+        self._renewed = now
+
+    def at(self, now: float) -> float:
+        """The factor as it stands at `now`, on the clock of `perf_counter`."""
+        return self._rest + (self._value - self._rest) * kept(now - self._renewed)
+
+    def add(self, change: float, now: float) -> None:
+        """Moves it."""
+        self._value = min(max(self.at(now) + change, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
+        self._renewed = now
+
+
+def kept(age: float) -> float:
+    """What is left of something learned so many seconds ago; all of it at first, or rare calls would teach nothing."""
+    return float(0.5 ** max(age / FORGET_SECONDS - 1, 0.0))
+
+
+class Pace:
+    """How fast one model version is known to be.
+
+    Args:
+        model: logical model name.
+        profile: from its manifest; without points its time is not predicted.
+        workers: engine calls that it runs side by side.
+        rows_at_once: most rows of one call that its lane takes before it looks at other calls.
+
+    Attributes:
+        model, workers, rows_at_once: as given.
+        engine: its measured time; None when nothing was measured.
+        typical: engine time of one short text, to compare versions by; infinite when nothing was measured.
+        factor: of its own time.
+    """
+
+    __slots__ = ("engine", "factor", "model", "rows_at_once", "typical", "workers")
+
+    def __init__(self, model: str, profile: LatencyProfile | None, workers: int = 2, rows_at_once: int = 64) -> None:
+        self.model = model
+        self.workers = workers
+        self.rows_at_once = rows_at_once
+        self.engine = EngineTime(profile) if profile is not None and profile.points else None
+        self.typical = self.engine.seconds(1, TYPICAL_TOKENS) if self.engine else inf
+        self.factor = Factor()
+
+    def calibrate(self, seen: Sequence[tuple[int, float]]) -> None:
+        """Sets out from what this machine, and the version's config, make of the profile.
+
+        Without it a profile from a slower machine, or of another engine, would keep the version from being asked, and
+        so from being known better. What other work does to a measurement only adds to it: so it may say that the
+        version is faster by its median, and that it is slower only by its least.
+
+        Args:
+            seen: tokens of a lone text, and the seconds that it took through the lane, at least once.
+        """
+        if self.engine is None:
+            return
+        shares = [seconds / (PATH_SECONDS + self.engine.seconds(1, tokens)) for tokens, seconds in seen]
+        usual = median(shares)
+        self.factor.begin(usual if usual <= 1 else max(1.0, min(shares)), perf_counter())
