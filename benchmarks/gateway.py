@@ -34,11 +34,11 @@ class Running:
 
 
 @contextmanager
-def running_gateway(repository: Path, *options: str) -> Iterator[Running]:
+def running_gateway(repository: Path, *options: str, tls: millis.TlsConfig | bool = False) -> Iterator[Running]:
     """Runs `millis serve` on a free port for the length of a `with` block.
 
     Without cache, since what is measured or tested is the way to the model, and without metrics, whose port only one
-    gateway can have; `options` come after and win.
+    gateway can have; `options` come after and win. `tls` is how its port is reached.
     """
     with tempfile.TemporaryDirectory(prefix="millis-bench-") as state:
         command = [sys.executable, "-m", "millis.cli", "serve", "--model-repository", str(repository)]
@@ -52,7 +52,7 @@ def running_gateway(repository: Path, *options: str) -> Iterator[Running]:
                     break
             else:
                 raise RuntimeError("the gateway did not start:\n" + "".join(lines))
-            with millis.Client(found[1]) as client:
+            with millis.Client(found[1], tls=tls) as client:
                 client.wait_ready(timeout=START_SECONDS)
             yield Running(found[1], triton_of(process.pid, "http"), triton_of(process.pid, "grpc"), process)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -11,6 +12,7 @@ import grpc
 from millis.errors import DeadlineExceededError
 
 TARGET_ENV = "MILLIS_TARGET"
+API_KEY_ENV = "MILLIS_API_KEY"
 DEFAULT_TARGET = "127.0.0.1:50051"
 """Where `millis serve` listens unless told otherwise."""
 DEFAULT_TIMEOUT_S = 30.0
@@ -154,6 +156,25 @@ def channel_config(
         keepalive=keepalive or KeepAliveConfig(),
         max_message_bytes=max_message_bytes,
     )
+
+
+def call_metadata(metadata: Mapping[str, str] | None, api_key: str | None) -> tuple[tuple[str, str], ...]:
+    """Metadata of every call: the caller's own, and the key.
+
+    Raises:
+        ValueError: the key cannot be sent, or the metadata holds another credential.
+    """
+    own = {key.lower(): value for key, value in (metadata or {}).items()}
+    source = "api_key"
+    if api_key is None and "authorization" not in own:
+        source, api_key = API_KEY_ENV, os.environ.get(API_KEY_ENV, "").strip() or None
+    if api_key is not None:
+        if "authorization" in own:
+            raise ValueError("api_key and metadata's authorization are both given")
+        if not (api_key.isascii() and api_key.isprintable() and api_key and " " not in api_key):
+            raise ValueError(f"{source}: a key is printable ASCII without spaces")
+        own["authorization"] = f"Bearer {api_key}"
+    return tuple(own.items())
 
 
 def _target(target: str | None) -> str:

@@ -59,10 +59,10 @@ class AsyncClient:
             print((await client.classify("I want my money back")).label)
 
     Args:
-        target, timeout, tls, metadata, retry, keepalive, max_message_bytes: as for `millis.Client`.
+        target, timeout, tls, api_key, metadata, retry, keepalive, max_message_bytes: as for `millis.Client`.
 
     Raises:
-        ValueError: the target has no port, or a setting is out of range.
+        ValueError: the target has no port, the key cannot be sent, or a setting is out of range.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class AsyncClient:
         *,
         timeout: Seconds | None = _channel.DEFAULT_TIMEOUT_S,
         tls: TlsConfig | bool = False,
+        api_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         retry: RetryConfig | None = None,
         keepalive: KeepAliveConfig | None = None,
@@ -80,7 +81,7 @@ class AsyncClient:
         self._config = config
         self._target = config.target
         self._timeout_s = None if timeout is None else _calls.seconds("timeout", timeout)
-        self._metadata = tuple((key.lower(), value) for key, value in (metadata or {}).items())
+        self._metadata = _channel.call_metadata(metadata, api_key)
         self._closed = False
         self._connected: Connection | None = None
         self.models = AsyncModels(self)

@@ -16,7 +16,7 @@ from typing import Never
 
 import millis
 from millis import cli_bench, cli_commands, cli_generate
-from millis._channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, GENERATE_TIMEOUT_S, TARGET_ENV
+from millis._channel import API_KEY_ENV, DEFAULT_TARGET, DEFAULT_TIMEOUT_S, GENERATE_TIMEOUT_S, TARGET_ENV
 from millis.cli_input import InputError
 from millis.errors import MillisError
 
@@ -117,6 +117,12 @@ def _connection_options(timeout_s: float) -> argparse.ArgumentParser:
     )
     group.add_argument("--tls", action="store_true", help="encrypt the connection")
     group.add_argument("--tls-ca", metavar="FILE", help="PEM file of the authorities to trust; implies --tls")
+    group.add_argument("--tls-certificate", metavar="FILE", help="PEM file of your certificate; implies --tls")
+    group.add_argument("--tls-key", metavar="FILE", help="PEM file of its key")
+    # Not the key itself: every user of the machine can read the arguments of a process.
+    group.add_argument(
+        "--api-key-file", metavar="FILE", help=f"file with the key to call with (default: ${API_KEY_ENV})"
+    )
     group.add_argument("--json", action="store_true", help="JSON lines instead of text for people")
     return options
 

@@ -31,17 +31,35 @@ def open_client(kind: Callable[..., C], options: argparse.Namespace) -> C:
     """A client of either twin, as the options say.
 
     Raises:
-        InputError: the target has no port, or the file of `--tls-ca` cannot be read.
+        InputError: the target has no port, or the file of an option cannot be read or used.
     """
-    tls: TlsConfig | bool = options.tls
     try:
-        if options.tls_ca is not None:
-            tls = TlsConfig(root_certificates=Path(options.tls_ca).read_bytes())
-        return kind(options.target, timeout=options.timeout, tls=tls)
-    except OSError as error:
-        raise InputError(f"--tls-ca: {options.tls_ca}: {error.strerror}") from error
+        key = _read("--api-key-file", options.api_key_file)
+        api_key = None if key is None else key.decode().strip()
+        return kind(options.target, timeout=options.timeout, tls=_tls(options), api_key=api_key)
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _tls(options: argparse.Namespace) -> TlsConfig | bool:
+    authorities = _read("--tls-ca", options.tls_ca)
+    certificate = _read("--tls-certificate", options.tls_certificate)
+    key = _read("--tls-key", options.tls_key)
+    if authorities is certificate is key is None:
+        return bool(options.tls)
+    if (certificate is None) != (key is None):
+        raise InputError("--tls-certificate and --tls-key go together, and only one is given")
+    return TlsConfig(root_certificates=authorities, private_key=key, certificate_chain=certificate)
+
+
+def _read(option: str, path: str | None) -> bytes | None:
+    """What the file of an option holds; None where the option is not given."""
+    if path is None:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{option}: {path}: {error.strerror}") from error
 
 
 def model_options(options: argparse.Namespace) -> CallOptions:

@@ -60,13 +60,15 @@ class Client:
         timeout: limit of every call that states none, in seconds or as a timedelta; None for no limit.
             `generate` has at least 120 s, `models.load` and `models.unload` have 300 s.
         tls: True for an encrypted connection trusting gRPC's own authorities, or a `TlsConfig`.
-        metadata: sent with every call, for example `{"authorization": "Bearer …"}`.
+        api_key: sent with every call, where the gateway knows its callers. Default: the environment's
+            `MILLIS_API_KEY`, else none.
+        metadata: sent with every call beside it.
         retry: how UNAVAILABLE is retried.
         keepalive: how a dead connection is found.
         max_message_bytes: largest request sent and largest response taken.
 
     Raises:
-        ValueError: the target has no port, or a setting is out of range.
+        ValueError: the target has no port, the key cannot be sent, or a setting is out of range.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Client:
         *,
         timeout: Seconds | None = _channel.DEFAULT_TIMEOUT_S,
         tls: TlsConfig | bool = False,
+        api_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         retry: RetryConfig | None = None,
         keepalive: KeepAliveConfig | None = None,
@@ -88,7 +91,7 @@ class Client:
             channel = grpc.secure_channel(config.target, credentials, config.options)
         self._target = config.target
         self._timeout_s = None if timeout is None else _calls.seconds("timeout", timeout)
-        self._metadata = tuple((key.lower(), value) for key, value in (metadata or {}).items())
+        self._metadata = _channel.call_metadata(metadata, api_key)
         self._closed = False
         self._channel = channel
         self._inference = InferenceServiceStub(channel)

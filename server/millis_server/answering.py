@@ -1,4 +1,4 @@
-"""What every RPC has around it: errors become statuses, and nothing ends without being counted and traced.
+"""What every RPC has around it: callers are let in, errors become statuses, and what ends is counted and traced.
 
 A decorator and not an interceptor: each interceptor costs every call time (measured: 0.07 ms for three that do
 nothing), a decorator costs none.
@@ -11,6 +11,7 @@ import functools
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -18,6 +19,7 @@ import grpc
 import grpc.aio
 
 from millis.v1 import types_pb2
+from millis_server.access.guard import Guard
 from millis_server.errors import MillisError, to_status
 from millis_server.observability.metrics import Metrics
 
@@ -33,11 +35,25 @@ HEAD_START = 0.1
 BUG = "This is a bug; the gateway's log says more."
 
 
-class Servicer(Protocol):
-    """A servicer whose RPCs are counted, and traced where somebody collects that."""
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What the RPCs of a gateway have around them.
+
+    Attributes:
+        metrics: count what is answered.
+        tracing: of calls; None where nobody collects traces.
+        guard: lets callers in; None where everybody may call.
+    """
 
     metrics: Metrics
-    tracing: Tracing | None
+    tracing: Tracing | None = None
+    guard: Guard | None = None
+
+
+class Servicer(Protocol):
+    """A servicer that says what is around its RPCs."""
+
+    around: Around
 
 
 Response = TypeVar("Response")
@@ -54,6 +70,8 @@ def answering(method: Method[Response]) -> Method[Response]:
     async def wrapped(self: Servicer, request: Any, context: Context) -> Response:
         began = perf_counter()
         try:
+            if self.around.guard is not None:
+                self.around.guard.admit(rpc, context.invocation_metadata() or ())
             response = await method(self, request, context)
         except BaseException as error:
             _answered(self, method, _asked(request), "", _code(error, context), began, context)
@@ -75,6 +93,8 @@ def answering_stream(method: StreamingMethod[Response]) -> StreamingMethod[Respo
         began = perf_counter()
         model, variant = _asked(request), ""
         try:
+            if self.around.guard is not None:
+                self.around.guard.admit(rpc, context.invocation_metadata() or ())
             async with aclosing(method(self, request, context)) as responses:
                 async for response in responses:
                     if not variant:
@@ -99,12 +119,13 @@ def _answered(
     context: Context,
 ) -> None:
     """Counts a call that ended, and traces it."""
-    servicer.metrics.answered(method.__name__, model, variant, code, perf_counter() - began)
-    if servicer.tracing is not None:
+    around = servicer.around
+    around.metrics.answered(method.__name__, model, variant, code, perf_counter() - began)
+    if around.tracing is not None:
         # A servicer's class and its methods are named as the proto names them.
         rpc = f"{PACKAGE}.{method.__qualname__.replace('.', '/')}"
         metadata: dict[str, Any] = dict(iter(context.invocation_metadata() or ()))
-        servicer.tracing.answered(rpc, model, variant, code, began, metadata)
+        around.tracing.answered(rpc, model, variant, code, began, metadata)
 
 
 async def _end(rpc: str, request: Any, context: Context, error: BaseException) -> None:

@@ -11,8 +11,11 @@ Domain errors know nothing of gRPC; `to_status` turns them into a status with go
     ├── ModelUnavailable       the model is loading, recovering or unloaded
     ├── LoadFailed             no version of the model could be brought into service
     ├── Draining               the gateway is stopping
+    ├── Unauthenticated        the call brings no key that the gateway knows
+    ├── Forbidden              the caller may not do that
     ├── Overloaded             more work than the gateway admits
-    │   └── DeadlineUnreachable  no variant is predicted to answer in time
+    │   ├── DeadlineUnreachable  no variant is predicted to answer in time
+    │   └── QuotaExceeded        the caller has used up what it may use
     ├── DeadlinePassed         the caller's deadline passed before the work began
     └── BackendFault           Triton failed in a way that a retry does not mend
 """
@@ -93,6 +96,14 @@ class Draining(ModelUnavailable):
     """The gateway is stopping."""
 
 
+class Unauthenticated(MillisError):
+    """The call brings no key that the gateway knows."""
+
+
+class Forbidden(MillisError):
+    """The caller may not do that."""
+
+
 @dataclass
 class Overloaded(MillisError):
     """More work than the gateway admits."""
@@ -108,6 +119,13 @@ class Overloaded(MillisError):
 @dataclass
 class DeadlineUnreachable(Overloaded):
     """No variant that would do is predicted to answer before the caller's deadline."""
+
+
+@dataclass
+class QuotaExceeded(Overloaded):
+    """The caller has used up what it may use."""
+
+    caller: str = ""
 
 
 class DeadlinePassed(MillisError):
@@ -127,7 +145,10 @@ STATUS: dict[type[MillisError], tuple[grpc.StatusCode, str]] = {
     LoadFailed: (grpc.StatusCode.FAILED_PRECONDITION, "LOAD_FAILED"),
     ModelUnavailable: (grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE"),
     Draining: (grpc.StatusCode.UNAVAILABLE, "DRAINING"),
+    Unauthenticated: (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    Forbidden: (grpc.StatusCode.PERMISSION_DENIED, "FORBIDDEN"),
     Overloaded: (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
+    QuotaExceeded: (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
     DeadlineUnreachable: (grpc.StatusCode.RESOURCE_EXHAUSTED, "DEADLINE_UNREACHABLE"),
     DeadlinePassed: (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED"),
     BackendFault: (grpc.StatusCode.INTERNAL, "BACKEND_FAULT"),
@@ -153,6 +174,9 @@ def to_status(error: MillisError) -> tuple[grpc.StatusCode, status_pb2.Status]:
             delay = duration_pb2.Duration()
             delay.FromNanoseconds(int(seconds * 1e9))
             status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    if isinstance(error, QuotaExceeded):
+        quota = error_details_pb2.QuotaFailure.Violation(subject=f"caller:{error.caller}", description=str(error))
+        status.details.append(_packed(error_details_pb2.QuotaFailure(violations=[quota])))
     return code, status
 
 

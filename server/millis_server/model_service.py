@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -12,16 +11,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from millis.v1 import models_pb2 as pb
 from millis.v1 import models_pb2_grpc
 from millis.v1 import types_pb2 as types
-from millis_server.answering import Context, answering, answering_stream
+from millis_server.answering import Around, Context, answering, answering_stream
 from millis_server.catalogue import Catalogue, State, Variant
 from millis_server.errors import InvalidField
 from millis_server.manifest import LatencyPoint, TaskName
-from millis_server.observability.metrics import Metrics
 from millis_server.reload import Reloader
 from millis_server.requests import checked_name
-
-if TYPE_CHECKING:  # OpenTelemetry is an extra
-    from millis_server.observability.tracing import Tracing
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
@@ -48,17 +43,13 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
     Args:
         catalogue: the models.
         reloader: loads and unloads them.
-        metrics: count what is answered.
-        tracing: of calls; None where nobody collects traces.
+        around: what the RPCs have around them.
     """
 
-    def __init__(
-        self, catalogue: Catalogue, reloader: Reloader, metrics: Metrics, tracing: Tracing | None = None
-    ) -> None:
+    def __init__(self, catalogue: Catalogue, reloader: Reloader, around: Around) -> None:
         self._catalogue = catalogue
         self._reloader = reloader
-        self.metrics = metrics
-        self.tracing = tracing
+        self.around = around
 
     @answering
     async def ListModels(  # noqa: N802  # names of RPCs are given by the proto

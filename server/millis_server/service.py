@@ -6,40 +6,34 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from millis.v1 import inference_pb2 as inference
 from millis.v1 import inference_pb2_grpc
 from millis.v1 import types_pb2 as types
 from millis_server import requests
-from millis_server.answering import Context, answering, answering_stream
+from millis_server.access.guard import caller
+from millis_server.answering import Around, Context, answering, answering_stream
 from millis_server.cache import Status
 from millis_server.catalogue import Catalogue
 from millis_server.generation import Finished, Generations
 from millis_server.generation_messages import message
 from millis_server.infer import Answer, Inference, is_long
 from millis_server.manifest import Manifest
-from millis_server.observability.metrics import Metrics
-from millis_server.offsets import OffsetUnit, converter
+from millis_server.offsets import OffsetUnit
 from millis_server.prediction import Predictor
 from millis_server.requests import InferenceRequest, RequestReader
 from millis_server.response_info import duration, served_by
 from millis_server.routing import Choice, Demand, choose
 from millis_server.tasks import Task
 from millis_server.tasks.embedding import Encoding
+from millis_server.tasks.generation import TextGeneration
 from millis_server.tasks.token_classification import TaggedText
-from millis_server.tokenizer import Tokenizer
-
-if TYPE_CHECKING:  # OpenTelemetry is an extra
-    from millis_server.observability.tracing import Tracing
+from millis_server.token_messages import tagged_text, tokenization
+from millis_server.triton.protocols import Chunk
 
 Result = TypeVar("Result")
 
-SPAN_UNITS: dict[OffsetUnit, types.OffsetUnit.ValueType] = {
-    "code_point": types.OFFSET_UNIT_CODE_POINT,
-    "utf8_byte": types.OFFSET_UNIT_UTF8_BYTE,
-    "utf16_code_unit": types.OFFSET_UNIT_UTF16_CODE_UNIT,
-}
 CACHE_STATUSES: dict[Status, types.CacheStatus.ValueType] = {
     "disabled": types.CACHE_STATUS_DISABLED,
     "hit": types.CACHE_STATUS_HIT,
@@ -64,8 +58,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         catalogue: the models.
         reader: checks requests.
         predictor: of the time that versions will take.
-        metrics: count what is answered.
-        tracing: of calls; None where nobody collects traces.
+        around: what the RPCs have around them.
     """
 
     def __init__(
@@ -75,16 +68,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         catalogue: Catalogue,
         reader: RequestReader,
         predictor: Predictor,
-        metrics: Metrics,
-        tracing: Tracing | None = None,
+        around: Around,
     ) -> None:
         self._path = path
         self._generations = generations
         self._catalogue = catalogue
         self._reader = reader
         self._predictor = predictor
-        self.metrics = metrics
-        self.tracing = tracing
+        self.around = around
 
     @answering
     async def ClassifyText(  # noqa: N802  # names of RPCs are given by the proto
@@ -159,6 +150,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         unit = requests.offset_unit(request)
         special = request.add_special_tokens if request.HasField("add_special_tokens") else True
         model = requests.model(request) or self._catalogue.only_model("Tokenize")
+        if (account := caller()) is not None:
+            account.permit(model)
         # No variant is better or slower at this, so the deadline plays no part in the choice.
         wishes = requests.wishes(request, None)
         demand = Demand(len(texts), sum(map(len, texts)))
@@ -174,23 +167,40 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """Text that goes on from a prompt."""
         task = self._reader.generate_text(request)
         wishes = requests.wishes(request, context.time_remaining())
-        async with aclosing(self._generations.run(task, requests.model(request), wishes)) as events:
+        model, account = self._permitted(request, task), caller()
+        async with aclosing(self._generations.run(task, model, wishes)) as events:
             async for event in events:
                 if isinstance(event, Finished):
-                    self.metrics.generated(event)
-                    if self.tracing is not None:
-                        self.tracing.generated(event)
+                    self._finished(event)
+                elif account is not None:
+                    account.spend(event.made if isinstance(event, Chunk) else event.prompt_tokens)
                 yield message(event, request.options.client_request_id)
 
     async def _run(self, task: Task[Result], request: InferenceRequest, context: Context) -> Answer[Result]:
         wishes = requests.wishes(request, context.time_remaining())
-        answer = await self._path.run(task, requests.model(request), wishes, requests.cache_policy(request))
+        model = self._permitted(request, task)
+        answer = await self._path.run(task, model, wishes, requests.cache_policy(request))
         if answer.cache != "hit":
             manifest = answer.choice.served.manifest
-            self.metrics.computed(manifest.model, manifest.variant, answer.times.queue, answer.times.infer)
-        if self.tracing is not None:
-            self.tracing.computed(answer.times, answer.tokens)
+            self.around.metrics.computed(manifest.model, manifest.variant, answer.times.queue, answer.times.infer)
+        if self.around.tracing is not None:
+            self.around.tracing.computed(answer.times, answer.tokens)
+        if (account := caller()) is not None:
+            account.spend(answer.tokens)
         return answer
+
+    def _permitted(self, request: InferenceRequest, task: Task[Any] | TextGeneration) -> str:
+        """The model that a request names, or the default one by its name where not everybody may ask it."""
+        model, account = requests.model(request), caller()
+        if account is not None and account.models is not None:
+            model = model or self._catalogue.resolve("", task.name, task.answered_by)[0].manifest.model
+            account.permit(model)
+        return model
+
+    def _finished(self, generation: Finished) -> None:
+        self.around.metrics.generated(generation)
+        if self.around.tracing is not None:
+            self.around.tracing.generated(generation)
 
 
 def _info(request: InferenceRequest, answer: Answer[Any], inputs: int) -> types.ResponseInfo:
@@ -222,43 +232,15 @@ def _tagged_texts(
     request: inference.ClassifyTokensRequest, answer: Answer[TaggedText], unit: OffsetUnit
 ) -> inference.ClassifyTokensResponse:
     given = bool(request.word_lists)
-    results = [_tagged(text, unit, given) for text in answer.results]
+    results = [tagged_text(text, unit, given) for text in answer.results]
     return inference.ClassifyTokensResponse(results=results, info=_info(request, answer, len(results)))
-
-
-def _tagged(tagged: TaggedText, unit: OffsetUnit, given_words: bool) -> inference.TokenClassification:
-    convert = converter(tagged.text, unit)
-    number = SPAN_UNITS[unit]
-    return inference.TokenClassification(
-        entities=[
-            inference.Entity(
-                text=tagged.text[entity.start : entity.end],
-                label=entity.label,
-                score=entity.score,
-                span=types.Span(start=convert(entity.start), end=convert(entity.end), unit=number),
-                first_word=entity.first if given_words else None,
-                last_word=entity.last if given_words else None,
-            )
-            for entity in tagged.entities
-        ],
-        tokens=[
-            inference.ClassifiedToken(
-                token=token.token,
-                label=token.label,
-                score=token.score,
-                span=types.Span(start=convert(token.start), end=convert(token.end), unit=number),
-            )
-            for token in tagged.tokens
-        ],
-        windows=tagged.windows,
-    )
 
 
 def _tokenized(
     request: inference.TokenizeRequest, texts: Sequence[str], choice: Choice, special: bool, unit: OffsetUnit
 ) -> inference.TokenizeResponse:
     served = choice.served
-    results = [_tokens(served.tokenizer, text, special, unit) for text in texts]
+    results = [tokenization(served.tokenizer, text, special, unit) for text in texts]
     return inference.TokenizeResponse(
         results=results,
         max_tokens=served.manifest.max_tokens,
@@ -273,29 +255,6 @@ def _tokenized(
             usage=types.Usage(inputs=len(texts), tokens=sum(len(result.tokens) for result in results)),
             cache_status=types.CACHE_STATUS_DISABLED,
         ),
-    )
-
-
-def _tokens(tokenizer: Tokenizer, text: str, special: bool, unit: OffsetUnit) -> inference.Tokenization:
-    encoding = tokenizer.encoding(text, special)
-    convert = converter(text, unit)
-    number = SPAN_UNITS[unit]
-    columns: Sequence[Sequence[object]] = (
-        encoding.ids,
-        encoding.tokens,
-        encoding.offsets,
-        encoding.special_tokens_mask,
-    )
-    return inference.Tokenization(
-        tokens=[
-            inference.Token(
-                id=token_id,
-                text=token,
-                span=types.Span(start=convert(start), end=convert(end), unit=number),
-                special=bool(is_special),
-            )
-            for token_id, token, (start, end), is_special in zip(*columns, strict=True)
-        ]
     )
 
 

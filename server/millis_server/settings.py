@@ -10,6 +10,8 @@ from typing import Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from millis_server.access.tls import TlsFiles
+
 MAX_LANES = 64
 """More Triton requests under way at once would only wait there."""
 
@@ -38,6 +40,16 @@ class Settings(BaseSettings):
     model_repository: Path = Field(Path("model_repository"), description="folder of the published models")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(50051, ge=0, le=MAX_PORT, description="port to listen on; 0 takes a free one")
+    callers: Path | None = Field(
+        None, description="TOML file of those who may call, with their keys and quotas; without it everybody may"
+    )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file of the gateway's certificate; with it and --tls-key the port is encrypted"
+    )
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's key")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file of the authorities whose certificates callers must show (mutual TLS)"
+    )
     triton_url: str = Field(
         "",
         description="host:port of a running Triton (HTTP) that serves the same repository; empty starts one",
@@ -108,6 +120,12 @@ class Settings(BaseSettings):
         """host:port of the gRPC service of a Triton that already runs."""
         return self.triton_grpc_url or f"{self.triton_url.rpartition(':')[0]}:8001"
 
+    def tls(self) -> TlsFiles | None:
+        """The files of an encrypted port; None for a plain one."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_certificate, self.tls_key, self.tls_client_ca)
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.max_inputs > self.max_pending_inputs:
@@ -119,6 +137,10 @@ class Settings(BaseSettings):
             host, _, port = url.rpartition(":")
             if url and not (host and port.isdecimal() and 1 <= int(port) <= MAX_PORT):
                 raise ValueError(f"{name} must be host:port with a port of 1 to {MAX_PORT}, not {url!r}")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together, and only one is given")
+        if self.tls_client_ca is not None and self.tls_key is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
         if self.otlp_endpoint and find_spec("opentelemetry") is None:
             raise ValueError("otlp_endpoint needs OpenTelemetry, which is not installed: pip install 'millis[tracing]'")
         return self

@@ -162,6 +162,15 @@ def test_a_bad_file_is_named_with_its_line(
             "millis: target: 'host' does not end in a port; write it like 127.0.0.1:50051\n",
         ),
         (["classify", "t", "--tls-ca", "nope.pem"], "millis: --tls-ca: nope.pem: No such file or directory\n"),
+        (["classify", "t", "--api-key-file", "nope"], "millis: --api-key-file: nope: No such file or directory\n"),
+        (
+            ["classify", "t", "--tls-key", "/dev/null"],
+            "millis: --tls-certificate and --tls-key go together, and only one is given\n",
+        ),
+        (
+            ["classify", "t", "--api-key-file", "/dev/null"],
+            "millis: api_key: a key is printable ASCII without spaces\n",
+        ),
         (
             ["classify", "t", "--timeout", "0"],
             "millis classify: argument --timeout: must be more than 0, got 0 (see millis classify --help)\n",

@@ -16,6 +16,7 @@ from millis.v1 import types_pb2
 from tests.client.twins import AnyClient, maybe_await
 
 UNIT = "code_point"
+OTHER = {"Authorization": "Basic x"}
 
 
 async def test_one_text_gives_one_classification(client: AnyClient, gateway: FakeGateway) -> None:
@@ -196,6 +197,40 @@ async def test_retries_end_after_the_configured_attempts(kind: type[AnyClient], 
         await maybe_await(client.classify("t"))
     assert len(gateway.requests) == 2
     await maybe_await(client.close())
+
+
+async def test_a_key_goes_with_every_call(
+    kind: type[AnyClient], gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILLIS_API_KEY", " from-the-environment\n")
+    for client in (kind(gateway.target), kind(gateway.target, api_key="own"), kind(gateway.target, metadata=OTHER)):
+        await maybe_await(client.classify("t"))
+        await maybe_await(client.close())
+    sent = [request.metadata["authorization"] for request in gateway.requests]
+    assert sent == ["Bearer from-the-environment", "Bearer own", "Basic x"]
+
+
+@pytest.mark.parametrize(
+    ("key", "environment", "metadata", "message"),
+    [
+        ("a key", "", None, "api_key: a key is printable ASCII without spaces"),
+        ("", "", None, "api_key: a key is printable ASCII without spaces"),
+        (None, "schlüssel", None, "MILLIS_API_KEY: a key is printable ASCII without spaces"),
+        ("key", "", OTHER, "api_key and metadata's authorization are both given"),
+    ],
+)
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(
+    kind: type[AnyClient],
+    monkeypatch: pytest.MonkeyPatch,
+    key: str | None,
+    environment: str,
+    metadata: dict[str, str] | None,
+    message: str,
+) -> None:
+    monkeypatch.setenv("MILLIS_API_KEY", environment)
+    with pytest.raises(ValueError) as caught:
+        kind("host:1", api_key=key, metadata=metadata)
+    assert str(caught.value) == message
 
 
 async def test_metadata_goes_with_every_call(kind: type[AnyClient], gateway: FakeGateway) -> None:

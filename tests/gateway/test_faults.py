@@ -18,7 +18,7 @@ import pytest
 
 import millis
 from benchmarks.gateway import children, running_gateway
-from millis_server.server import DEATHS_SECONDS, MAX_DEATHS
+from millis_server.gateway import DEATHS_SECONDS, MAX_DEATHS
 from tests.conftest import Published
 
 PATIENCE_SECONDS = 60

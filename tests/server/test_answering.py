@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from millis.v1 import inference_pb2 as pb
 from millis.v1 import inference_pb2_grpc
+from millis_server.answering import Around
 from millis_server.cache import AnswerCache
 from millis_server.catalogue import Catalogue, Variant
 from millis_server.errors import Overloaded
@@ -39,7 +40,7 @@ async def test_what_breaks_ends_with_a_status_and_is_counted_once(error, code, m
     catalogue.variants["intent-int8"] = Variant(manifest())
     metrics = Metrics(catalogue, AnswerCache(0), [], lambda: 0)
     server = grpc.aio.server()
-    service = InferenceService(path, None, catalogue, RequestReader(10, 100), Predictor(), metrics)
+    service = InferenceService(path, None, catalogue, RequestReader(10, 100), Predictor(), Around(metrics))
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -12,6 +12,7 @@ import pytest
 
 from millis.v1 import inference_pb2 as pb
 from millis.v1 import inference_pb2_grpc
+from millis_server.answering import Around
 from millis_server.cache import AnswerCache
 from millis_server.catalogue import Catalogue
 from millis_server.infer import INLINE_CHARACTERS, Inference
@@ -53,7 +54,7 @@ async def served():
     catalogue.variants["intent-light"] = light
     path = Inference(catalogue, None, AnswerCache(0), predictor, ADMITTED)
     metrics = Metrics(catalogue, AnswerCache(0), [], lambda: 0)
-    service = InferenceService(path, None, catalogue, RequestReader(1024, 65536), predictor, metrics)
+    service = InferenceService(path, None, catalogue, RequestReader(1024, 65536), predictor, Around(metrics))
     server = grpc.aio.server()
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")

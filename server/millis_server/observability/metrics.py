@@ -22,9 +22,11 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from millis_server.access.guard import Guard
 from millis_server.cache import AnswerCache
 from millis_server.catalogue import Catalogue, State
 from millis_server.generation import Finished
+from millis_server.observability.callers import CallerReadings
 from millis_server.observability.generation import GenerationMetrics, GenerationReadings
 from millis_server.triton.lane import Lane
 
@@ -47,6 +49,7 @@ class Metrics:
         cache: read at each scrape.
         decisions: of routing, by model, variant and cause, of each path of requests; read at each scrape.
         pending: number of inputs being worked on, read at each scrape.
+        guard: knows what each caller used, read at each scrape; None where everybody may call.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Metrics:
         cache: AnswerCache,
         decisions: Sequence[Decisions],
         pending: Callable[[], int],
+        guard: Guard | None = None,
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own
         self._catalogue = catalogue
@@ -80,6 +84,8 @@ class Metrics:
         self._generation = GenerationMetrics(self.registry)
         self.registry.register(GenerationReadings(catalogue))
         self.registry.register(_Readings(catalogue, cache, decisions, pending))
+        if guard is not None:
+            self.registry.register(CallerReadings(guard))
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
 
