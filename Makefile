@@ -83,6 +83,12 @@ bench-routing: $(RUNS) ## measure routing by deadline under load, against the sa
 	@ls -d $(REPOSITORY)/intent-family-*/ >/dev/null 2>&1 || $(BIN)/millis build benchmarks/recipes/intent-family.yaml --repository $(REPOSITORY)
 	$(BIN)/python -m benchmarks.routing --repository $(REPOSITORY) --model intent-family
 
+bench-tune: models ## search a faster configuration for `intent` and more throughput for `sentiment`; nothing is written
+	$(BIN)/millis tune intent --repository $(REPOSITORY) --texts pipeline/recipes/intent/test.csv --objective latency \
+	  --budget-seconds 90 --phase-seconds 0.7 --rounds 6
+	$(BIN)/millis tune sentiment --repository $(REPOSITORY) --texts pipeline/recipes/sentiment/test.csv \
+	  --objective throughput --budget-seconds 150 --phase-seconds 1
+
 bench-eager: $(RUNS) ## measure published variants against PyTorch behind a plain server (CHECKPOINT=, MODEL=, TEXTS=)
 	$(BIN)/python -m benchmarks.eager --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) --model $(MODEL) --texts $(TEXTS)
 

@@ -6,7 +6,7 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -77,23 +77,6 @@ class Trial:
     configuration: Configuration
     measured: Measured | None
     failure: str = ""
-
-
-@dataclass
-class Findings:
-    """What has been measured so far.
-
-    Attributes:
-        trials: the repository's configuration first.
-        finals: of each finalist, and of the repository's configuration, the medians over the rounds.
-        winner: None while there is none that meets the target.
-        margin: how many times better the winner is than the repository's configuration.
-    """
-
-    trials: list[Trial] = field(default_factory=list)
-    finals: dict[Configuration, Measured] = field(default_factory=dict)
-    winner: Configuration | None = None
-    margin: float = 1.0
 
 
 class Search:
@@ -250,13 +233,6 @@ def finalists(trials: Sequence[Trial], target: Target, count: int) -> list[Trial
     tied = [trial for trial in meeting if target.cost(_of(trial)) <= (1 + TIE) * best]
     tied.sort(key=lambda trial: _other(_of(trial), target.objective))
     return [*tied, *meeting[len(tied) :]][:count]
-
-
-def gain(target: Target, ours: Measured, theirs: Measured) -> float:
-    """How many times better the first is by the target's objective."""
-    if target.objective == "latency":
-        return theirs.p50_ms / ours.p50_ms
-    return (ours.per_second or 0.0) / (theirs.per_second or 1e-3)
 
 
 def _other(measured: Measured, objective: Objective) -> float:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2 as triton
 
 from millis_pipeline.configuration import LARGEST_REQUEST, Configuration, configured, write_config
@@ -24,6 +25,7 @@ from millis_server.catalogue import Served
 from millis_server.errors import MillisError
 from millis_server.manifest import Manifest
 from millis_server.tokenizer import Row, Tokenizer
+from millis_server.triton.backend.engine import DEFAULT_ENGINES
 from millis_server.triton.client import TritonClient
 from millis_server.triton.lane import Lane
 from millis_server.triton.launcher import EmbeddedTriton, TritonFailed
@@ -58,6 +60,11 @@ class Subject:
     config: triton.ModelConfig
     tokenizer: Tokenizer
     rows: Sequence[Row]
+
+    @property
+    def engine(self) -> str:
+        """The one that the variant's quality was measured with."""
+        return DEFAULT_ENGINES[self.manifest.precision]
 
 
 @dataclass(frozen=True)
@@ -177,9 +184,26 @@ async def saturated(served: Served, rows: Sequence[Row], callers: int, seconds: 
     return len(times) / wall, 1e3 * float(np.percentile(times, 99))
 
 
+async def answers(served: Served, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+    """Outputs of rows, asked one by one.
+
+    Raises:
+        CannotRun: an answer failed.
+    """
+    lane = _lane(served)
+    try:
+        return [(await lane.run([row])).outputs[0] for row in rows]
+    except MillisError as error:
+        raise CannotRun(str(error)) from error
+
+
+def _lane(served: Served) -> Lane:
+    assert isinstance(served.lane, Lane), "a model that generates text is refused by its plan. This is a bug."
+    return served.lane
+
+
 async def _closed_loop(served: Served, rows: Sequence[Row], callers: int, seconds: float) -> list[float]:
-    lane = served.lane
-    assert isinstance(lane, Lane), "a model that generates text is refused by its plan. This is a bug."
+    lane = _lane(served)
     times: list[float] = []
     ends = time.perf_counter() + seconds
 

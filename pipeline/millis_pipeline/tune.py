@@ -10,17 +10,18 @@ import hashlib
 import json
 import math
 import signal
-import statistics
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
 from google.protobuf import text_format
 from tqdm import tqdm
 
+from millis_pipeline.agreement import agreement
 from millis_pipeline.configuration import (
     Configuration,
     ConfigurationError,
@@ -30,25 +31,24 @@ from millis_pipeline.configuration import (
     write_config,
 )
 from millis_pipeline.data import DataError
+from millis_pipeline.finals import Findings, check_answers, choose
 from millis_pipeline.libraries import version_of
 from millis_pipeline.machine import machine
-from millis_pipeline.search import Findings, Search, Target, Trial, finalists, gain
-from millis_pipeline.stand import CannotRun, Measured, Stand, lone_caller, open_stand, saturated
+from millis_pipeline.search import Search, Target, Trial, finalists
+from millis_pipeline.stand import CannotRun, Measured, Stand, answers, lone_caller, open_stand, saturated
 from millis_pipeline.tune_plan import NotMet, Plan, TuneError, parser, read_plan
 from millis_pipeline.tune_report import write_report, write_trials
+from millis_server.catalogue import Served
 from millis_server.manifest import COMPILED_FILE
 from millis_server.manifest_files import ManifestError
 from millis_server.repository import RepositoryError
+from millis_server.triton.backend.engine import DEVICES
 from millis_server.triton.launcher import TritonFailed
 from millis_server.triton.model_config import ConfigUnreadable, read_config
 
 OK, FAILED, NOT_MET, INTERRUPTED = 0, 1, 3, 128 + signal.SIGINT
 
 ERRORS = (ConfigurationError, ConfigUnreadable, DataError, ManifestError, RepositoryError, TritonFailed)
-
-WORTH_IT = 1.05
-"""How many times better than the one in the repository a configuration must be to replace it: less than that is
-within what two measurements of the same thing differ by."""
 
 FINALISTS = 2
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s {postfix}"
@@ -174,33 +174,35 @@ async def _finals(stand: Stand, plan: Plan, findings: Findings) -> None:
             alone = await lone_caller(served[runner], rows, plan.phase)
             throughput = await saturated(served[runner], rows, plan.callers, plan.phase)
             rounds[runner].append(Measured(alone.p50_ms, alone.p99_ms, *throughput))
-    findings.finals = {runner: _median(measured) for runner, measured in rounds.items()}
+        findings.rounds = rounds
+        for runner in runners:
+            if runner.engine != plan.subjects[runner.variant].engine or runner.device != DEVICES[0]:
+                findings.agreement[runner] = await _agreement(stand, plan, runner, served[runner])
+    check_answers(findings, plan.qualities, plan.min_quality)
     choose(plan.baseline, plan.target, findings)
 
 
-def choose(baseline: Configuration, target: Target, findings: Findings) -> None:
-    """Names the winner: the best of the finals that meets the target, or what the repository has, unless the best is
-    worth the change."""
-    meeting = {runner: measured for runner, measured in findings.finals.items() if target.met(measured)}
-    if not meeting:
-        return
-    findings.winner = min(meeting, key=lambda runner: target.cost(meeting[runner]))
-    if baseline in findings.finals:
-        findings.margin = gain(target, meeting[findings.winner], findings.finals[baseline])
-        if baseline in meeting and findings.margin < WORTH_IT:
-            findings.winner = baseline
+async def _agreement(stand: Stand, plan: Plan, runner: Configuration, served: Served) -> float:
+    """How far a configuration answers as the engine does that the variant's quality was measured with."""
+    subject = plan.subjects[runner.variant]
+    as_measured = replace(runner, engine=subject.engine, device=DEVICES[0])
+    async with stand.loaded("measured", subject, as_measured) as other:
+        return agreement(subject.manifest, await answers(served, subject.rows), await answers(other, subject.rows))
 
 
 def _conclude(plan: Plan, findings: Findings, repository: Path, apply: bool) -> int:
     """Says what was found, and writes it into the repository when that was asked for."""
     report = f"report in {plan.folder / 'report.md'}"
+    for runner, reason in findings.refused.items():
+        _say(plan, f"refused: {runner}: {reason}")
     if findings.winner is None:
-        if not findings.finals:
+        finals = {runner: measured for runner, measured in findings.finals.items() if runner not in findings.refused}
+        if not finals:
             raise TuneError(f"nothing could be measured; {report}")
-        nearest = min(findings.finals, key=lambda runner: findings.finals[runner].p99_ms)
+        nearest = min(finals, key=lambda runner: finals[runner].p99_ms)
         raise NotMet(
             f"no configuration of {plan.model} answers a lone caller within {plan.target.latency_ms:g} ms (p99); "
-            f"the nearest takes {findings.finals[nearest].p99_ms:.2f} ms: {nearest}; {report}"
+            f"the nearest takes {finals[nearest].p99_ms:.2f} ms: {nearest}; {report}"
         )
     if findings.winner == plan.baseline:
         _say(plan, f"nothing found is worth a change (the best: {findings.margin:.2f} times as good); {report}")
@@ -248,18 +250,6 @@ def _figures(target: Target, trials: Sequence[Trial]) -> str:
         return "none yet"
     measured = best[0].measured
     return f"{measured.p50_ms:.2f} ms" if target.objective == "latency" else f"{measured.per_second or 0:.0f}/s"
-
-
-def _median(rounds: Sequence[Measured]) -> Measured:
-    def middle(values: Sequence[float | None]) -> float:
-        return statistics.median([value for value in values if value is not None])
-
-    return Measured(
-        middle([each.p50_ms for each in rounds]),
-        middle([each.p99_ms for each in rounds]),
-        middle([each.per_second for each in rounds]),
-        middle([each.loaded_p99_ms for each in rounds]),
-    )
 
 
 def _say(plan: Plan, message: str) -> None:

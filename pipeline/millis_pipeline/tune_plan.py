@@ -40,6 +40,8 @@ class Plan:
     Attributes:
         model: logical name.
         subjects: variants that are good enough, by name.
+        qualities: measured, by variant; 0 where none was.
+        min_quality: that is wanted.
         baseline: the configuration in the repository that is compared with.
         target: what is wanted.
         budget: seconds for the search.
@@ -51,6 +53,8 @@ class Plan:
 
     model: str
     subjects: dict[str, Subject]
+    qualities: dict[str, float]
+    min_quality: float
     baseline: Configuration
     target: Target
     budget: float
@@ -90,6 +94,8 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     return Plan(
         model=arguments.model,
         subjects=subjects,
+        qualities=qualities,
+        min_quality=arguments.min_quality,
         baseline=configuration_of(default, subjects[default].config, subjects[default].manifest.precision),
         target=Target(arguments.objective, arguments.latency_ms),
         budget=arguments.budget_seconds,

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from millis_pipeline.configuration import Configuration
-from millis_pipeline.search import Findings, Target, Trial, finalists
+from millis_pipeline.finals import Findings
+from millis_pipeline.search import Target, Trial, finalists
 from millis_pipeline.stand import Measured
 
 SHOWN = 10
@@ -74,7 +75,13 @@ def _finals(baseline: Configuration, findings: Findings) -> list[str]:
         verdict = f"What is in the repository stays; the best found is {findings.margin:.2f} times as good."
     else:
         verdict = f"The winner is {findings.margin:.2f} times as good as what is in the repository."
-    return ["## Finals: measured in turn, medians of the rounds", "", *_table(rows), "", verdict, ""]
+    lines = ["## Finals: measured in turn, medians of the rounds", "", *_table(rows), "", verdict, ""]
+    lines += [
+        f"- {runner}: {share:.2%} of the answers are those of the engine that {runner.variant} was measured with"
+        for runner, share in findings.agreement.items()
+    ]
+    lines += [f"- refused: {runner}: {reason}" for runner, reason in findings.refused.items()]
+    return [*lines, ""] if findings.agreement else lines
 
 
 def _table(rows: Sequence[tuple[str, Configuration, Measured | None]]) -> list[str]:

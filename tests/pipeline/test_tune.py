@@ -27,7 +27,7 @@ from millis_pipeline.configuration import (
     write_config,
 )
 from millis_pipeline.publish import publish, staging
-from millis_pipeline.search import Findings, Search, Target, Trial, finalists
+from millis_pipeline.search import Search, Target, Trial, finalists
 from millis_pipeline.stand import Measured
 from millis_server.manifest_files import read_manifest
 from millis_server.triton.model_config import read_config
@@ -286,20 +286,6 @@ def test_among_equals_the_other_objective_decides_and_the_limit_comes_first():
     assert names == [2, 1, 4]
     assert [each.number for each in finalists(trials, Target("throughput"), 2)] == [3, 4]
     assert [each.number for each in finalists(trials, Target("latency", 0.5), 2)] == [1, 2]
-
-
-def test_a_gain_within_the_noise_leaves_the_repository_as_it_is():
-    now, other = Configuration("fp32", "onnxruntime", 1, 2, 64, 0, 0, 2), OTHER
-
-    def winner(ours: float, theirs: float, limit: float | None = None) -> Configuration | None:
-        findings = Findings(finals={now: Measured(theirs, theirs, 1, 1), other: Measured(ours, ours, 1, 1)})
-        tune.choose(now, Target("latency", limit), findings)
-        return findings.winner
-
-    assert winner(1.0, 1.04) == now
-    assert winner(1.0, 1.06) == other
-    assert winner(1.0, 1.04, limit=1.02) == other
-    assert winner(1.0, 1.04, limit=0.9) is None
 
 
 def test_a_new_version_keeps_the_tuned_config(repository, tmp_path):
