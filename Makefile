@@ -18,7 +18,8 @@ GENERATING := $(filter $(MODELS),$(notdir $(patsubst %/recipe.yaml,%,$(shell gre
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check --timeout 120 install --no-compile --progress-bar on -c constraints.txt
 
 .DEFAULT_GOAL := help
-BENCHES := bench bench-assistant bench-cache bench-eager bench-exits bench-generate bench-lookup bench-padding bench-routing
+BENCHES := bench bench-assistant bench-cache bench-eager bench-exits bench-generate bench-generate-cuda bench-lookup \
+  bench-padding bench-routing bench-tune
 .PHONY: help setup serve models test test-slow check format protos drift $(BENCHES) demo clean
 
 help: ## list the targets
@@ -98,6 +99,9 @@ bench-exits: $(RUNS) ## measure a variant with early exits against the one witho
 
 bench-generate: $(READY) ## measure what the service adds to a generation (SHAPE=0.5b or 15m, random weights)
 	$(BIN)/python -m benchmarks.generate --shape $(or $(SHAPE),0.5b)
+
+bench-generate-cuda: $(READY) ## the same on a CUDA device, a 7B shape in bfloat16 (needs torch with CUDA in the environment)
+	$(BIN)/python -m benchmarks.generate --shape $(or $(SHAPE),7b) --engine transformers --device cuda --callers 1 8 64
 
 bench-lookup: $(READY) ## measure prompt lookup on grounded answers of the model `assistant`
 	@ls -d $(REPOSITORY)/assistant-*/ >/dev/null 2>&1 || $(MAKE) models MODELS=assistant

@@ -1,6 +1,7 @@
 """What the service adds to a generation: the bare engine, Triton around it, and the whole service, side by side.
 
     python -m benchmarks.generate --shape 0.5b
+    python -m benchmarks.generate --shape 7b --engine transformers --device cuda --callers 1 8 64
 
 Sides: `engine` is the backend's own engine class in a process of its own, stepped by nobody else; `triton` is
 ModelStreamInfer on our backend; `sdk` is `millis.AsyncClient.generate`. Each is asked by 1 and by 8 callers in turn,
@@ -16,16 +17,17 @@ import argparse
 import asyncio
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import uvloop
 
 import millis
-from benchmarks.decoders import SHAPES, build, checkpoint_of
+from benchmarks.decoders import SHAPES, Setup, build, checkpoint_of
 from benchmarks.gateway import running_gateway
 from benchmarks.generation_sides import (
     PROMPT_TOKENS,
@@ -34,19 +36,21 @@ from benchmarks.generation_sides import (
     ask_sdk,
     ask_transformers,
     ask_triton,
+    cuda_read_bandwidth,
     prompts,
     read_bandwidth,
 )
 from millis_pipeline.latency import machine
-from millis_server.manifest import Manifest
+from millis_server.manifest import EngineName, Manifest
 from millis_server.manifest_files import read_manifest
 from millis_server.triton.streams import Streams, TritonStreams
 
 LIBRARIES = ("openvino-genai", "nvidia-pytriton", "grpcio", "transformers", "torch")
+"""Their versions are printed."""
 TOKENS = 64
-CALLERS = (1, 8)
 PREFIX_TOKENS = 512
-CROWD = 64
+CROWD = 8
+"""Callers for each place, when all come at once."""
 
 
 HEAD = (
@@ -55,12 +59,21 @@ HEAD = (
 )
 
 
-def side_by_side(repository: Path, name: str, folder: Path, rounds: int, say: Callable[[str], None]) -> None:
+def side_by_side(
+    repository: Path, folder: Path, callers_at_once: Sequence[int], rounds: int, say: Callable[[str], None]
+) -> None:
     """Measures all sides in turn and prints the table and what else the service promises."""
     manifest = read_manifest(folder)
-    assert manifest.generation is not None
-    vocabulary = manifest.generation.vocabulary
-    engine = BareEngine(folder, cache_tokens=manifest.generation.cache_tokens)
+    generation, name = manifest.generation, manifest.model
+    assert generation is not None
+    vocabulary = generation.vocabulary
+    engine = BareEngine(
+        folder,
+        generation.engine,
+        device=generation.device,
+        max_streams=generation.max_streams,
+        cache_tokens=generation.cache_tokens,
+    )
     found: dict[tuple[int, str], Timed] = {}
     with running_gateway(repository) as running, uvloop_runner() as runner:
         client = runner.run(_client(running.target))
@@ -75,7 +88,7 @@ def side_by_side(repository: Path, name: str, folder: Path, rounds: int, say: Ca
         gc.collect()
         gc.freeze()
         for number in range(rounds + 1):
-            for callers in CALLERS:
+            for callers in callers_at_once:
                 order = list(sides)
                 for side in order[number % 3 :] + order[: number % 3]:
                     # Prompts of its own for each: a prompt seen before would come from the prefix cache.
@@ -89,13 +102,15 @@ def side_by_side(repository: Path, name: str, folder: Path, rounds: int, say: Ca
         ):
             say(timed.row(callers, side, found[callers, "engine"]))
         say("")
-        _late_caller(runner, client, name, vocabulary, found[8, "sdk"], say)
+        several = found[max(callers_at_once), "sdk"]
+        _late_caller(runner, client, name, vocabulary, several, say)
         _cached_prefix(runner, client, name, vocabulary, say)
-        _crowd(runner, client, name, vocabulary, found[8, "sdk"], say)
+        _crowd(runner, client, manifest, several, say)
         runner.run(client.close())
         runner.run(triton.close())
     engine.close()
-    _floor(manifest.size_bytes, found[1, "sdk"], say)
+    bandwidth = cuda_read_bandwidth() if generation.device == "cuda" else read_bandwidth()
+    _floor(manifest.size_bytes, bandwidth, found[min(callers_at_once), "sdk"], say)
 
 
 def _late_caller(
@@ -103,12 +118,12 @@ def _late_caller(
     client: millis.AsyncClient,
     name: str,
     vocabulary: int,
-    eight: Timed,
+    several: Timed,
     say: Callable[[str], None],
 ) -> None:
     given = prompts(5, vocabulary, 77)
     # In the first quarter of the others' texts, however fast the model is.
-    late = float(np.median(eight.first) + TOKENS / 4 * np.median(eight.between))
+    late = float(np.median(several.first) + TOKENS / 4 * np.median(several.between))
     _, seen = runner.run(ask_sdk(client, given, 2 * TOKENS, name, (0, 0, 0, 0, late)))
     first = seen[4][1] - seen[4][0]
     ended = min(times[-1] for times in seen[:4]) - seen[4][0]
@@ -138,28 +153,29 @@ def _cached_prefix(
 def _crowd(
     runner: asyncio.Runner,
     client: millis.AsyncClient,
-    name: str,
-    vocabulary: int,
-    eight: Timed,
+    manifest: Manifest,
+    several: Timed,
     say: Callable[[str], None],
 ) -> None:
-    timed, _ = runner.run(ask_sdk(client, prompts(CROWD, vocabulary, 3000), TOKENS, name))
-    crowd, few = (1e3 * np.percentile(one.between, (50, 90)) for one in (timed, eight))
+    generation = manifest.generation
+    assert generation is not None
+    size = CROWD * generation.max_streams
+    timed, _ = runner.run(ask_sdk(client, prompts(size, generation.vocabulary, 3000), TOKENS, manifest.model))
+    crowd, few = (1e3 * np.percentile(one.between, (50, 90)) for one in (timed, several))
     waited = np.percentile(timed.first, (50, 100))
     say(
-        f"{CROWD} callers at once on 8 places: all have their {TOKENS} tokens after {timed.wall:.1f} s; next token "
-        f"{crowd[0]:.2f} ms (p90 {crowd[1]:.2f}), with 8 callers {few[0]:.2f} ({few[1]:.2f}); first token after "
-        f"{waited[0]:.1f} s, the last caller's after {waited[1]:.1f} s."
+        f"{size} callers at once on {generation.max_streams} places: all have their {TOKENS} tokens after "
+        f"{timed.wall:.1f} s; next token {crowd[0]:.2f} ms (p90 {crowd[1]:.2f}), with as many as places "
+        f"{few[0]:.2f} ({few[1]:.2f}); first token after {waited[0]:.1f} s, the last caller's after {waited[1]:.1f} s."
     )
 
 
-def _floor(size: int, sdk: Timed, say: Callable[[str], None]) -> None:
-    bandwidth = read_bandwidth()
+def _floor(size: int, bandwidth: float, sdk: Timed, say: Callable[[str], None]) -> None:
     floor = size / bandwidth
     token = float(np.median(sdk.between))
     say(
         f"Memory reads {bandwidth / 1e9:.1f} GB/s; {size / 1e6:.0f} MB of weights in each step set a floor of "
-        f"{1e3 * floor:.2f} ms per token. The service at 1 caller reaches {100 * floor / token:.0f} % of that."
+        f"{1e3 * floor:.2f} ms per token. The service with the fewest callers reaches {100 * floor / token:.0f} %."
     )
 
 
@@ -183,23 +199,29 @@ def uvloop_runner() -> Iterator[asyncio.Runner]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.5b")
+    parser.add_argument("--engine", choices=get_args(EngineName), default="openvino_genai")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda is for the engine transformers")
+    parser.add_argument("--callers", type=int, nargs="+", default=[1, 8], help="numbers of callers at once")
     parser.add_argument("--weights", help="variant to measure; the default is the shape's first")
     parser.add_argument("--rounds", type=int, default=5, help="rounds counted, after one that warms up")
     parser.add_argument("--folder", type=Path, default=Path(".millis/bench_generate"), help="what is built stays here")
     parser.add_argument("--without-transformers", action="store_true", help="leave out the slow comparison")
     arguments = parser.parse_args()
-    repository = build(arguments.folder, arguments.shape)
+    setup = Setup(arguments.engine, arguments.device, max(arguments.callers))
+    repository = build(arguments.folder, arguments.shape, setup)
     shape = SHAPES[arguments.shape]
-    weights = arguments.weights or shape.weights[0]
+    weights = arguments.weights or setup.weights(arguments.shape)[0]
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     print(f"Machine: {machine()}; Python {sys.version.split()[0]}; {libraries}\n")
-    print(f"{shape.what}, {weights}, prompts of {PROMPT_TOKENS} tokens, texts of {TOKENS}, {arguments.rounds} rounds\n")
-    name = f"random-{arguments.shape}"
-    side_by_side(repository, name, repository / f"{name}-{weights}" / "1", arguments.rounds, print)
+    print(f"{shape.what}, {weights}, engine {setup.engine} on {setup.device}, {setup.places} places")
+    print(f"prompts of {PROMPT_TOKENS} tokens, texts of {TOKENS}, {arguments.rounds} rounds\n")
+    folder = repository / f"{setup.model(arguments.shape)}-{weights}" / "1"
+    side_by_side(repository, folder, arguments.callers, arguments.rounds, print)
     if not arguments.without_transformers:
         (prompt,) = prompts(1, shape.config.vocab_size, 5)
-        token = ask_transformers(checkpoint_of(arguments.folder, arguments.shape), prompt, 32)
-        print(f"transformers' generate (fp32, 1 caller): {1e3 * token:.1f} ms per token.")
+        token = ask_transformers(checkpoint_of(arguments.folder, arguments.shape), prompt, 32, arguments.device)
+        precision = "bf16" if arguments.device == "cuda" else "fp32"
+        print(f"transformers' generate ({precision}, 1 caller): {1e3 * token:.1f} ms per token.")
 
 
 if __name__ == "__main__":

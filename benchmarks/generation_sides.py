@@ -30,12 +30,14 @@ class Timed:
         between: seconds from each token to the next.
         tokens: in all.
         wall: seconds from the first request to the last token.
+        texts: tokens of each caller, of the bare engine only.
     """
 
     first: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
     tokens: int = 0
     wall: float = 0.0
+    texts: list[list[int]] = field(default_factory=list)
 
     def add(self, began: float, times: Sequence[float]) -> None:
         """Takes in the times at which one caller's tokens came."""
@@ -49,6 +51,7 @@ class Timed:
         self.between += other.between
         self.tokens += other.tokens
         self.wall += other.wall
+        self.texts += other.texts
 
     def row(self, callers: int, side: str, engine: Timed) -> str:
         """A row of the table."""
@@ -71,10 +74,10 @@ def prompts(count: int, vocabulary: int, seed: int, tokens: int = PROMPT_TOKENS)
 class BareEngine:
     """The backend's engine in a process of its own, which reads prompts from a pipe and answers with times."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, engine: str = "openvino_genai", **options: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_step_for, args=(theirs, folder, options), daemon=True)
+        self._process = context.Process(target=_step_for, args=(theirs, folder, engine, options), daemon=True)
         self._process.start()
         self._ours.recv()
 
@@ -90,16 +93,17 @@ class BareEngine:
         self._process.join()
 
 
-def _step_for(pipe: Any, folder: Path, options: dict[str, Any]) -> None:
+def _step_for(pipe: Any, folder: Path, engine: str, options: dict[str, Any]) -> None:
     from millis_server.triton.generation_backend.decoding.generator import GeneratorOptions, Request, load_generator
 
-    generator = load_generator("openvino_genai", folder, GeneratorOptions(threads=2, **({"eos": (2,)} | options)))
+    generator = load_generator(engine, folder, GeneratorOptions(threads=2, **({"eos": (2,)} | options)))
     pipe.send("ready")
     while (asked := pipe.recv()) is not None:
         given, tokens = asked
         timed = Timed()
         began = time.perf_counter()
         came: dict[int, list[float]] = {number: [] for number in range(len(given))}
+        timed.texts = [[] for _ in given]
         for number, prompt in enumerate(given):
             generator.add(number, Request(prompt, tokens, 0.0, ignore_eos=True))
         while generator.busy:
@@ -107,6 +111,7 @@ def _step_for(pipe: Any, folder: Path, options: dict[str, Any]) -> None:
             now = time.perf_counter()
             for piece in pieces:
                 came[piece.number] += [now] * piece.made
+                timed.texts[piece.number] += piece.tokens
         timed.wall = time.perf_counter() - began
         for times in came.values():
             timed.add(began, times)
@@ -151,23 +156,44 @@ async def ask_sdk(
     return timed, seen
 
 
-def ask_transformers(checkpoint: Path, prompt: Sequence[int], tokens: int) -> float:
-    """Seconds from one token to the next in transformers' `generate`, on all cores."""
+def ask_transformers(checkpoint: Path, prompt: Sequence[int], tokens: int, device: str) -> float:
+    """Seconds from one token to the next in transformers' `generate`, on all cores or on CUDA."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").to(device).eval()
 
     def seconds(count: int) -> float:
         began = time.perf_counter()
         with torch.inference_mode():
             model.generate(
-                torch.tensor([list(prompt)]), max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0
+                torch.tensor([list(prompt)], device=device),
+                max_new_tokens=count,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
             )
+        if device == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter() - began
 
     seconds(2)
     return (seconds(tokens) - seconds(1)) / (tokens - 1)
+
+
+def cuda_read_bandwidth() -> float:
+    """Bytes a second that a CUDA device reads from its memory: the best of several sums over 4 GB."""
+    import torch
+
+    block = torch.ones(1 << 30, dtype=torch.float32, device="cuda")
+    best = 0.0
+    for _ in range(10):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        block.sum()
+        torch.cuda.synchronize()
+        best = max(best, block.nbytes / (time.perf_counter() - began))
+    return best
 
 
 def read_bandwidth() -> float:
