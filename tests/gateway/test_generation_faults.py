@@ -18,6 +18,7 @@ import millis
 from benchmarks.gateway import Running, children, running_gateway
 from tests import tiny_generation as tiny
 from tests.gateway.test_faults import command, family, until
+from tests.gateway.test_metrics import free_port, scrape
 
 PLACES = 8
 WAITING = 1000
@@ -30,10 +31,16 @@ def model() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def gateway(model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def gateway(model, port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     repository = tmp_path_factory.mktemp("generation-faults") / "repository"
     tiny.publish_language_model(repository, "chat", model, max_streams=PLACES, cache_tokens=PLACES * 200)
-    with running_gateway(repository, "--max-waiting-generations", str(WAITING)) as running:
+    options = ["--max-waiting-generations", str(WAITING), "--metrics-port", str(port)]
+    with running_gateway(repository, *options) as running:
         yield running
 
 
@@ -130,18 +137,33 @@ async def leave_at_random(target: str, callers: int) -> int:
     return stayed
 
 
-def test_callers_who_leave_at_random_leave_nothing_behind(client, model):
+def under_way(port: int) -> tuple[float, float]:
+    """Texts that hold places, and callers who wait for one."""
+    samples = scrape(port)
+    return tuple(samples[f"millis_generation_{what}", "chat", "fp32", "1"] for what in ("places", "waiting"))
+
+
+def test_callers_who_leave_at_random_leave_nothing_behind(client, model, port):
     assert 0 < asyncio.run(leave_at_random(client.target, 100)) < 100
+    until(lambda: under_way(port) == (0, 0))
     as_ever(client, model)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_memory_is_flat_over_a_thousand_who_leave_and_ten_thousand_who_stay(gateway, client, model):
-    asyncio.run(leave_at_random(client.target, 1000))
-    as_ever(client, model)
+def test_memory_is_flat_over_a_thousand_who_leave_and_ten_thousand_who_stay(gateway, client, model, port):
     watched = {"gateway": gateway.process.pid, "engine": engine_process(gateway)}
-    before = {name: memory(process) for name, process in watched.items()}
+
+    def grown(before: dict[str, int]) -> dict[str, int]:
+        return {name: memory(process) - before.get(name, 0) for name, process in watched.items()}
+
+    asyncio.run(leave_at_random(client.target, 200))  # what is made once is there then
+    before = grown({})
+    asyncio.run(leave_at_random(client.target, 1000))
+    after_leavers = grown(before)
+    assert all(size < 16 * MEGABYTE for size in after_leavers.values()), after_leavers
+    assert under_way(port) == (0, 0)
+    as_ever(client, model)
 
     async def ask(crowd: millis.AsyncClient, count: int) -> None:
         for _ in range(count):
@@ -152,8 +174,9 @@ def test_memory_is_flat_over_a_thousand_who_leave_and_ten_thousand_who_stay(gate
             await asyncio.gather(*(ask(crowd, 1250) for _ in range(PLACES)))
 
     asyncio.run(ten_thousand())
-    grown = {name: memory(process) - before[name] for name, process in watched.items()}
-    assert all(size < 16 * MEGABYTE for size in grown.values()), grown
+    after_all = grown(before)
+    assert all(size < 16 * MEGABYTE for size in after_all.values()), after_all
+    assert under_way(port) == (0, 0)
     as_ever(client, model)
 
 

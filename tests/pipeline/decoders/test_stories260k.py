@@ -13,12 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from millis_pipeline.checkpoint import resolve
-from millis_pipeline.decoders.checkpoint import load_decoder
-from millis_pipeline.decoders.convert import convert
-from millis_pipeline.decoders.engine import EXACT, Engine
+import millis
+from benchmarks.gateway import running_gateway
+from millis_pipeline import build
 from millis_pipeline.decoders.llama2c import convert_llama2c
-from millis_pipeline.decoders.reference import torch_greedy
 
 FOLDER = os.environ.get("MILLIS_STORIES260K", "")
 STEPS = 256
@@ -26,13 +24,13 @@ STEPS = 256
 
 
 @pytest.mark.skipif(not FOLDER, reason="MILLIS_STORIES260K does not name the folder")
-def test_the_documented_text_is_generated(tmp_path: Path) -> None:
-    source = Path(FOLDER)
-    convert_llama2c(source / "stories260K.bin", source / "tok512.bin", tmp_path / "model")
+def test_the_documented_text_is_answered_through_the_service(tmp_path: Path) -> None:
+    source, repository = Path(FOLDER), tmp_path / "repository"
+    convert_llama2c(source / "stories260K.bin", source / "tok512.bin", tmp_path / "stories")
     page = (source / "stories260K.md").read_text("utf-8")
     documented = page.partition("-t 0.0\n")[2].partition("\n```")[0]
-    decoder = load_decoder("stories260K", resolve(str(tmp_path / "model")))
-    tokens = torch_greedy(decoder.model, [1], STEPS, ()).tokens
-    assert decoder.tokenizer.decode(tokens) == documented
-    convert(decoder.model, tmp_path / "graph")
-    assert Engine(tmp_path / "graph", EXACT, 512).greedy([[1]], STEPS) == [tokens]
+    options = ["--task", "text-generation", "--repository", str(repository), "--reports", str(tmp_path / "reports")]
+    assert build.main([str(tmp_path / "stories"), *options]) == 0
+    with running_gateway(repository) as running, millis.Client(running.target) as client:
+        stream = client.generate([1], model="stories", variant="fp32", max_tokens=STEPS, ignore_eos=True)
+        assert stream.text() == documented
