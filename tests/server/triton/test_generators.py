@@ -138,6 +138,55 @@ def test_what_an_engine_has_not_is_refused_by_name(load):
         generator.add(0, Request([5], guide=guide))
 
 
+@pytest.mark.parametrize(
+    ("wanted", "asked", "message"),
+    [
+        (
+            {"draft": "draft"},
+            {"temperature": 0.5},
+            "sampling.temperature: is 0.5; this variant guesses tokens with a draft model, so it must be 0",
+        ),
+        (
+            {"draft": "draft"},
+            {"n": 2},
+            "n: is 2; this variant guesses tokens with a draft model, so the limit is 1",
+        ),
+        (
+            {"prompt_lookup": 4},
+            {"temperature": 0.0, "n": 2, "beams": 3},
+            "beams: is 3; this variant guesses tokens with prompt lookup, so the limit is 1",
+        ),
+        (
+            {"prompt_lookup": 4},
+            {"n": 2},
+            "n: is 2; this variant guesses tokens with prompt lookup, so the limit is 1",
+        ),
+        ({}, {"min_p": 1.0}, "sampling.min_p: is 1, it must be less than 1"),
+        (
+            {},
+            {"guide": Guide("regex", "a+"), "ignore_eos": True},
+            "ignore_eos: is set, and so is a guide, which says where the text ends; use one of them",
+        ),
+    ],
+)
+def test_what_openvino_cannot_is_refused_by_the_fields_name_and_harms_no_other_text(
+    load, folders, model, wanted, asked, message
+):
+    generator = load("openvino_genai", folders["drafted" if "draft" in wanted else "openvino_genai"], **wanted)
+    prompt = tiny.prompts(1, seed=9)[0]
+    generator.add(0, Request(prompt, 8, 0.0, ignore_eos=True))
+    with pytest.raises(InvalidRequest) as caught:
+        generator.add(1, Request(prompt, 8, **asked))
+    assert str(caught.value) == message
+    assert run(generator, []) == {0: tiny.greedy(model, prompt, 8)}
+
+
+def test_one_beam_is_greedy_also_where_tokens_are_guessed(load, model):
+    prompt = tiny.prompts(1, seed=9)[0]
+    made = run(load("openvino_genai", prompt_lookup=4), [Request(prompt, 8, 0.0, beams=1, ignore_eos=True)])
+    assert made == {0: tiny.greedy(model, prompt, 8)}
+
+
 def test_a_closed_engine_leaves_no_thread(folders):
     before = set(threading.enumerate())
     generator = load_generator("transformers", folders["transformers"], options())

@@ -62,6 +62,7 @@ class OpenVinoGenerator:
 
     def add(self, number: int, request: Request) -> None:
         """Takes a request in."""
+        _refuse_what_it_cannot(request, self._options)
         config = self._config(request)
         prompt = ov.Tensor(np.asarray([request.prompt], np.int64))
         try:
@@ -134,7 +135,7 @@ class OpenVinoGenerator:
             wanted["rng_seed"] = getrandbits(32) if request.seed is None else request.seed
         if request.guide is not None:
             wanted["structured_output_config"] = self._guide(request.guide)
-        if options.prompt_lookup and not request.beams and request.n == 1:
+        if options.prompt_lookup:
             wanted |= {"num_assistant_tokens": options.prompt_lookup, "max_ngram_size": LOOKUP_NGRAM}
         elif options.draft:
             wanted["num_assistant_tokens"] = DRAFT_TOKENS
@@ -186,6 +187,25 @@ def _properties(folder: Path, options: GeneratorOptions) -> dict[str, Any]:
     if options.draft:
         properties["draft_model"] = genai.draft_model(str(folder / options.draft), "CPU")
     return properties
+
+
+def _refuse_what_it_cannot(request: Request, options: GeneratorOptions) -> None:
+    """Refuses what the pipeline would refuse without a field's name, drop without a word, or fail at in a step, which
+    ends all texts under way."""
+    if request.guide is not None and request.ignore_eos:
+        raise InvalidRequest("ignore_eos: is set, and so is a guide, which says where the text ends; use one of them")
+    if request.temperature > 0 and request.min_p >= 1:
+        raise InvalidRequest(f"sampling.min_p: is {request.min_p:g}, it must be less than 1")
+    guesser = "a draft model" if options.draft else "prompt lookup" if options.prompt_lookup else ""
+    for name, value in (("beams", request.beams), ("n", request.n)):
+        if guesser and value > 1:
+            raise InvalidRequest(f"{name}: is {value}; this variant guesses tokens with {guesser}, so the limit is 1")
+    if options.draft and request.temperature > 0:
+        # Drawn tokens and those of the draft get out of step within a few texts, and step() raises for ever.
+        raise InvalidRequest(
+            f"sampling.temperature: is {request.temperature:g}; this variant guesses tokens with a draft model, "
+            "so it must be 0"
+        )
 
 
 def _last_line(error: Exception) -> str:
