@@ -120,6 +120,7 @@ def _options(parameters: dict[str, dict[str, str]], eos: tuple[int, ...]) -> Gen
         prefix_caching=_text(parameters, "prefix_caching", "true") == "true",
         prompt_lookup=_count(parameters, "prompt_lookup", standard.prompt_lookup, lowest=0),
         draft=_text(parameters, "draft", standard.draft),
+        cuda_graphs=_switch(parameters, "cuda_graphs"),
         eos=eos,
     )
 
@@ -129,6 +130,14 @@ def _count(parameters: dict[str, dict[str, str]], name: str, default: int, lowes
     if not text.isdecimal() or int(text) < lowest:
         raise ValueError(f"parameter {name} must be a whole number of at least {lowest}, not {text!r}")
     return int(text)
+
+
+def _switch(parameters: dict[str, dict[str, str]], name: str) -> bool | None:
+    """None for one that is left out."""
+    text = _text(parameters, name, "")
+    if text not in ("", "true", "false"):
+        raise ValueError(f"parameter {name} must be true, false or left out, not {text!r}")
+    return text == "true" if text else None
 
 
 def _text(parameters: dict[str, dict[str, str]], name: str, default: str) -> str:

@@ -143,6 +143,7 @@ class GeneratorOptions:
         prefix_caching: whether work on common beginnings of prompts is kept.
         prompt_lookup: tokens to guess from the prompt in each step; 0 is off.
         draft: folder, inside the version's, of a small model that guesses tokens; empty is none.
+        cuda_graphs: whether steps are captured as CUDA graphs; None leaves it to the engine.
         eos: tokens that end a text.
     """
 
@@ -155,6 +156,7 @@ class GeneratorOptions:
     prefix_caching: bool = True
     prompt_lookup: int = 0
     draft: str = ""
+    cuda_graphs: bool | None = None
     eos: tuple[int, ...] = ()
 
 

@@ -3,13 +3,14 @@
 It needs nothing but torch and transformers and runs whatever architecture they have; on a CPU it is several times
 slower than OpenVINO and serves as the reference. Its manager steps in a thread of its own, so a step here waits for
 what that thread has made. Greedy texts and drawn ones have a manager each: drawing is a setting of the whole manager.
+Both put what they have made into one queue, so that neither waits for the other.
 """
 
 from __future__ import annotations
 
 from math import ceil
 from pathlib import Path
-from queue import Empty
+from queue import Empty, Queue
 from typing import Any
 
 import torch
@@ -18,6 +19,12 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 from .generator import GenerationFailed, GeneratorOptions, InvalidRequest, Piece, Request
 
 PAGE_TOKENS = 32
+"""Tokens in one page of a manager's memory on a CPU."""
+
+CUDA_PAGE_TOKENS = 256
+"""The same on CUDA, where transformers changes to FlashAttention if that is installed: its version 2 takes multiples of
+256 only."""
+
 WAIT_SECONDS = 0.05
 """Longest wait of one step; requests and cancels are looked at between steps."""
 
@@ -40,10 +47,16 @@ class TransformersGenerator:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         self._model: Any = model.to(options.device).eval()
         self._managers: dict[bool, Any] = {}
+        self._made: Queue[Any] = Queue()
+        """What the managers have made."""
         self._under_way: dict[str, tuple[int, Request, int]] = {}
         """By the manager's name of a request: our number, the request, and how many of its tokens were handed out."""
         self._failed: list[GenerationFailed] = []
         """Told by the next step: this one has pieces of others to hand out."""
+        if options.device != "cpu":
+            # Both take their memory and capture their graphs before anybody waits for a text.
+            for draws in (False, True):
+                self._manager(draws)
 
     @property
     def busy(self) -> bool:
@@ -57,8 +70,9 @@ class TransformersGenerator:
         wishes: dict[str, Any] = {}
         if draws:
             top_k = request.top_k or self._model.config.vocab_size
-            wishes = {"temperature": request.temperature, "top_p": request.top_p, "top_k": top_k}
+            wishes = {"temperature": float(request.temperature), "top_p": float(request.top_p), "top_k": top_k}
         name = f"{int(draws)}-{number}"
+        # A manager that has failed takes nothing in and says no more than None: the next step finds it stopped.
         self._manager(draws).add_request(
             list(request.prompt),
             request_id=name,
@@ -70,16 +84,18 @@ class TransformersGenerator:
         self._under_way[name] = number, request, 0
 
     def step(self) -> list[Piece]:
-        """Hands out what the managers have made; waits for something when there is nothing yet."""
+        """Hands out what the managers have made; waits for something when there is nothing yet.
+
+        Raises:
+            RuntimeError: a manager has failed; what was asked of it never comes.
+        """
         if self._failed:
             raise self._failed.pop()
-        pieces: list[Piece] = []
-        wait = WAIT_SECONDS / max(len(self._managers), 1)
+        outputs = self._outputs()
+        # Before they are read: a manager that fails ends each of its texts as if that one alone had failed.
         for manager in self._managers.values():
-            output = _result(manager, wait)
-            while output is not None:
-                pieces += self._read(output)
-                output = _result(manager, 0)
+            _check(manager)
+        pieces = [piece for output in outputs for piece in self._read(output)]
         return sorted(pieces, key=lambda piece: piece.number)
 
     def cancel(self, number: int) -> None:
@@ -94,6 +110,15 @@ class TransformersGenerator:
         for manager in self._managers.values():
             manager.stop(block=True, timeout=STOP_SECONDS, hard_stop=True)
         self._managers.clear()
+
+    def _outputs(self) -> list[Any]:
+        found = []
+        try:
+            found.append(self._made.get(timeout=WAIT_SECONDS))
+            while True:
+                found.append(self._made.get_nowait())
+        except Empty:
+            return found
 
     def _read(self, output: Any) -> list[Piece]:
         entry = self._under_way.get(output.request_id)
@@ -120,26 +145,18 @@ class TransformersGenerator:
         return [Piece(number, 0, list(tokens), list(logprobs[: len(tokens)]), len(made) - known, finish)]
 
     def _manager(self, draws: bool) -> Any:
-        """The manager for greedy texts, or for drawn ones; each takes its memory when it is first needed."""
+        """The manager for greedy texts, or for drawn ones; on a CPU each takes its memory when it is first needed."""
         if draws not in self._managers:
-            options = self._options
             # Processors exist for what differs from its default here; each request brings its own values.
             rules = {"temperature": 0.9, "top_p": 0.9, "top_k": 50} if draws else {}
-            eos = list(options.eos)
-            sampling = GenerationConfig(do_sample=draws, max_new_tokens=1, eos_token_id=eos, **rules)
-            batching = ContinuousBatchingConfig(
-                page_size=PAGE_TOKENS,
-                num_blocks=ceil(options.cache_tokens / PAGE_TOKENS) + options.max_streams,
-                max_batch_tokens=options.max_batched_tokens,
-                max_requests_per_batch=options.max_streams,
-                allow_block_sharing=options.prefix_caching,
-                use_cuda_graph=options.device == "cuda",
-                return_logprobs=True,
-                per_request_processors=draws,
-            )
+            eos = list(self._options.eos)
             manager = self._model.init_continuous_batching(
-                generation_config=sampling, continuous_batching_config=batching
+                generation_config=GenerationConfig(do_sample=draws, max_new_tokens=1, eos_token_id=eos, **rules),
+                continuous_batching_config=_batching(self._options, draws),
             )
+            manager.output_router.output_queue = self._made
+            # Nothing where there are no graphs to capture.
+            manager.warmup()
             manager.start()
             self._managers[draws] = manager
         return self._managers[draws]
@@ -150,11 +167,28 @@ def load(folder: Path, options: GeneratorOptions) -> TransformersGenerator:
     return TransformersGenerator(folder, options)
 
 
-def _result(manager: Any, wait: float) -> Any:
-    try:
-        return manager.get_result(timeout=wait) if wait else manager.output_router.output_queue.get_nowait()
-    except Empty:
-        return None
+def _batching(options: GeneratorOptions, draws: bool) -> ContinuousBatchingConfig:
+    page = PAGE_TOKENS if options.device == "cpu" else CUDA_PAGE_TOKENS
+    return ContinuousBatchingConfig(
+        page_size=page,
+        # Each text may leave its last page nearly empty.
+        num_blocks=ceil(options.cache_tokens / page) + options.max_streams,
+        max_batch_tokens=options.max_batched_tokens,
+        max_requests_per_batch=options.max_streams,
+        allow_block_sharing=options.prefix_caching,
+        # None leaves it to transformers, which captures graphs where no attention mask has to be padded for them.
+        use_cuda_graph=options.cuda_graphs,
+        return_logprobs=True,
+        per_request_processors=draws,
+    )
+
+
+def _check(manager: Any) -> None:
+    """Raises when a manager has failed, or is about to end because it has."""
+    status = manager.background_thread_status
+    reason = status.can_accept_new_requests()
+    if reason is not None or not manager.is_running():
+        raise RuntimeError(f"transformers' manager stopped: {status.fatal_error or reason or 'its thread has ended'}")
 
 
 def _refuse_what_it_has_not(request: Request) -> None:
@@ -171,3 +205,13 @@ def _refuse_what_it_has_not(request: Request) -> None:
     for name, is_set in asked.items():
         if is_set:
             raise InvalidRequest(f"{name}: is set, and the engine transformers has no such rule for a single request")
+    if request.logprobs and request.temperature > 0 and not _as_the_model_says(request):
+        raise InvalidRequest(
+            "logprobs: is set, and so is a temperature, top_p or top_k that changes probabilities; the engine "
+            "transformers tells only the changed ones"
+        )
+
+
+def _as_the_model_says(request: Request) -> bool:
+    """Whether tokens are drawn with the probabilities that the model gives them."""
+    return (request.temperature, request.top_p, request.top_k) == (1, 1, 0)
