@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,20 @@ def test_a_text_ends_before_its_stop_text_and_shows_nothing_of_it(generating):
         deltas = [delta.text for delta in stream]
     assert "".join(deltas) == whole[: whole.index(stop)]
     assert stream.finished.completions[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("search", [{"n": 2, "sampling": Sampling(temperature=0.01, seed=1)}, {"n": 2, "beams": 2}])
+def test_texts_that_come_whole_end_with_their_stop_text_too_in_tokens_and_counts(generating, search):
+    ask = partial(generating.client.generate, "the quick brown", model="llama", max_tokens=40, ignore_eos=True)
+    first, _ = ask(**search, logprobs=True)
+    stop = first.text[6:11]
+    with ask(**search, logprobs=True, stop=[stop]) as stream:
+        cut, _ = stream
+    assert cut.text == first.text[: first.text.index(stop)]
+    tokenizer = tiny.bytes_tokenizer().backend_tokenizer
+    kept = next(count for count in range(41) if stop in tokenizer.decode(list(first.token_ids[:count])))
+    assert (cut.token_ids, cut.logprobs) == (first.token_ids[:kept], pytest.approx(first.logprobs[:kept], abs=1e-4))
+    assert stream.finished.completions[0] == millis.Completion(0, "stop", kept)
 
 
 def test_logprobs_are_those_of_the_model_before_temperature(generating):

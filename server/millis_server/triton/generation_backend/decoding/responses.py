@@ -43,27 +43,47 @@ class Stream:
         self.request: Request = asked.request
         self._outlet = outlet
         self._texts = [Detokenizer(tokenizer, self.request.prompt, asked.stops) for _ in range(self.request.n)]
-        self._going = self.request.n
+        self._going = set(range(self.request.n))
+        self._told = False
 
     def take(self, pieces: Sequence[Piece]) -> bool:
         """Sends what came; returns whether more is wanted."""
         for piece in pieces:
-            detokenizer = self._texts[piece.sequence]
-            text = detokenizer.take(piece.tokens)
-            finish = "stop" if detokenizer.stopped else piece.finish
-            if finish:
-                text += detokenizer.end()
-                self._going -= 1
-            self._outlet.send(piece._replace(finish=finish), text, not self._going)
-        return self._going > 0
+            # A step may have made more of a text than what a stop text leaves of it.
+            if piece.sequence in self._going:
+                self._send(piece)
+        return bool(self._going)
 
     def left(self) -> bool:
         """Whether the caller has gone."""
         return self._outlet.left()
 
     def fail(self, error: Exception, cancelled: bool = False) -> None:
-        """Ends with an error."""
-        self._outlet.fail(error, cancelled)
+        """Ends with an error; nothing when the end has been told."""
+        if not self._told:
+            self._told = True
+            self._outlet.fail(error, cancelled)
+
+    def _send(self, piece: Piece) -> None:
+        piece, text = self._until_stop(piece)
+        if piece.finish:
+            self._going.discard(piece.sequence)
+        self._outlet.send(piece, text, not self._going)
+        self._told = not self._going
+
+    def _until_stop(self, piece: Piece) -> tuple[Piece, str]:
+        """A piece with its text, up to the token that completes a stop text."""
+        detokenizer = self._texts[piece.sequence]
+        text = ""
+        for count, token in enumerate(piece.tokens, 1):
+            text += detokenizer.take([token])
+            if detokenizer.stopped:
+                tokens, logprobs = piece.tokens[:count], piece.logprobs[:count]
+                return piece._replace(tokens=tokens, logprobs=logprobs, made=count, finish="stop"), text
+        if not piece.finish:
+            return piece, text
+        text += detokenizer.end()
+        return piece._replace(finish="stop") if detokenizer.stopped else piece, text
 
 
 class Refused:
