@@ -113,6 +113,19 @@ def test_a_cancelled_request_is_forgotten_and_the_others_go_on(load, model, engi
     assert made == tiny.greedy(model, prompts[1], 40)
 
 
+def test_the_memory_of_a_dropped_text_is_free_after_the_next_step(load):
+    # There is room for one of these prompts, which is read in two steps.
+    generator = load("openvino_genai", cache_tokens=512, max_streams=1, prefix_caching=False)
+    prompt = tiny.prompts(1, seed=9)[0] * 30
+    generator.add(0, Request(prompt[:400], 30, 0.0, ignore_eos=True))
+    for _ in range(4):
+        generator.step()
+    assert (generator.cancel(0), generator.cancel(0)) == (True, False)
+    generator.step()
+    generator.add(1, Request(prompt[5:405], 3, 0.0, ignore_eos=True))
+    assert [sum(piece.made for piece in generator.step()) for _ in range(4)] == [0, 1, 1, 1]
+
+
 def test_a_text_without_memory_fails_and_takes_no_piece_of_another_with_it(load, model):
     generator = load("openvino_genai", cache_tokens=64, max_streams=2)
     prompt = tiny.prompts(1, seed=6)[0]

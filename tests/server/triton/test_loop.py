@@ -15,11 +15,17 @@ WRONG = -1
 
 
 class Steps:
-    """An engine that ends every text with its first step, and notes which texts each step had."""
+    """An engine that ends every text with its first step, and notes which texts each step had.
 
-    def __init__(self) -> None:
+    Args:
+        endless: texts, by number, that go on until they are dropped, and are still there in the step after that.
+    """
+
+    def __init__(self, endless: frozenset[int] = frozenset()) -> None:
         self.seen: list[list[int]] = []
         self._waiting: list[int] = []
+        self._endless = set(endless)
+        self._dropped: set[int] = set()
 
     @property
     def busy(self) -> bool:
@@ -32,12 +38,15 @@ class Steps:
 
     def step(self) -> list[Piece]:
         sleep(0.05)
-        numbers, self._waiting = self._waiting, []
+        numbers, self._waiting = self._waiting, [number for number in self._waiting if number in self._endless]
         self.seen.append(numbers)
-        return [Piece(number, 0, [1], (), 1, "length") for number in numbers]
+        wanted = [number for number in numbers if number not in self._dropped]
+        return [Piece(number, 0, [1], (), 1, "" if number in self._waiting else "length") for number in wanted]
 
-    def cancel(self, number: int) -> None:
-        """Nothing goes on after a step."""
+    def cancel(self, number: int) -> bool:
+        self._endless.discard(number)
+        self._dropped.add(number)
+        return number in self._waiting
 
     def close(self) -> None:
         """Nothing runs."""
@@ -61,18 +70,23 @@ class Answered:
 
     def __init__(self, max_tokens: int = 16, deaf: bool = False) -> None:
         self.request = Request([5], max_tokens)
+        self.began = threading.Event()
         self.ended = threading.Event()
+        self.gone = False
         self.failure: Exception | None = None
         self._deaf = deaf
 
     def take(self, pieces) -> bool:
         if self._deaf:
             raise UnicodeError("cannot be told")
+        self.began.set()
+        if not pieces[-1].finish:
+            return True
         self.ended.set()
         return False
 
     def left(self) -> bool:
-        return False
+        return self.gone
 
     def fail(self, error: Exception, cancelled: bool = False) -> None:
         self.failure = error
@@ -108,3 +122,37 @@ def test_what_cannot_be_asked_and_what_cannot_be_told_fails_alone() -> None:
         "UnicodeError('cannot be told')",
         "None",
     ]
+
+
+def test_memory_of_who_left_is_free_before_newcomers_are_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nobody looks for callers who left but because somebody comes.
+    monkeypatch.setattr(loops, "LOOK_SECONDS", 1000)
+    engine = Steps(endless=frozenset([1]))
+    loop = Loop(engine, Nobody(), print)
+    first, leaver, newcomer = (Answered() for _ in range(3))
+    loop.submit([first])
+    assert first.ended.wait(10)
+    loop.submit([leaver])
+    assert leaver.began.wait(10)
+    leaver.gone = True
+    loop.submit([newcomer])
+    assert newcomer.ended.wait(10)
+    loop.stop()
+    assert engine.seen[-2:] == [[1], [2]]
+    assert repr(leaver.failure) == "RuntimeError('the caller left')"
+
+
+def test_a_text_that_the_engine_has_ended_costs_newcomers_no_step() -> None:
+    newcomer = Answered()
+
+    class Follower(Answered):
+        def take(self, pieces) -> bool:
+            loop.submit([newcomer])
+            return super().take(pieces)
+
+    engine = Steps(endless=frozenset([0]))
+    loop = Loop(engine, Nobody(), print)
+    loop.submit([Answered(), Follower()])
+    assert newcomer.ended.wait(10)
+    loop.stop()
+    assert engine.seen[:2] == [[0, 1], [0, 2]]

@@ -122,8 +122,12 @@ class Generator(Protocol):
             GenerationFailed: one request came to nothing and is gone. No piece of another is lost with it.
         """
 
-    def cancel(self, number: int) -> None:
-        """Drops a request and frees its memory; nothing of it comes any more. Nothing for one that is gone."""
+    def cancel(self, number: int) -> bool:
+        """Drops a request, of which nothing comes any more; its memory is free after the next step.
+
+        Returns:
+            Whether it was still there.
+        """
 
     def close(self) -> None:
         """Ends what runs beside the caller's thread; nothing is asked of the engine after it."""

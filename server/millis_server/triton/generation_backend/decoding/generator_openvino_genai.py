@@ -87,11 +87,13 @@ class OpenVinoGenerator:
                 self._failed.append(GenerationFailed(number, "the engine has no memory left for it"))
         return pieces
 
-    def cancel(self, number: int) -> None:
+    def cancel(self, number: int) -> bool:
         """Drops a request."""
         entry = self._handles.pop(number, None)
-        if entry is not None:
-            entry[0].cancel()
+        if entry is None:
+            return False
+        entry[0].cancel()
+        return True
 
     def close(self) -> None:
         """Nothing runs beside the steps."""

@@ -98,12 +98,13 @@ class TransformersGenerator:
         pieces = [piece for output in outputs for piece in self._read(output)]
         return sorted(pieces, key=lambda piece: piece.number)
 
-    def cancel(self, number: int) -> None:
+    def cancel(self, number: int) -> bool:
         """Drops a request."""
-        for name, (known, _, _) in list(self._under_way.items()):
-            if known == number:
-                del self._under_way[name]
-                self._managers[name.startswith("1")].cancel_request(name)
+        names = [name for name, (known, _, _) in self._under_way.items() if known == number]
+        for name in names:
+            del self._under_way[name]
+            self._managers[name.startswith("1")].cancel_request(name)
+        return bool(names)
 
     def close(self) -> None:
         """Ends the managers' threads, which would keep the process alive."""

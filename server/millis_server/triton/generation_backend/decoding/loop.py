@@ -4,6 +4,9 @@ The engine's library may hold the interpreter lock for the whole of a step, so n
 meanwhile: requests come in, and callers who left are noticed, between two steps. Triton hands requests over one by one,
 so when one has come the thread waits a little for more, as long as one usually takes to follow the other: prompts that
 are read in one step cost less than in two, and the second would have waited for the whole of the first one's step.
+
+The gateway gives the memory of a text that was dropped to the next one at once, and the engine frees it with the step
+after the drop. So callers who left are dropped, and that step is made, before newcomers are added.
 """
 
 from __future__ import annotations
@@ -97,6 +100,8 @@ class Loop:
         self._arrived: list[Receiver] = []
         self._under_way: dict[int, Receiver] = {}
         self._stopping = False
+        self._dropped = False
+        """Whether a text was dropped since the last step: the engine still holds its memory."""
         self._look = 0.0
         self._reading = 0.0
         """Mean seconds of the steps that read prompts; 0 before the first."""
@@ -142,6 +147,8 @@ class Loop:
             if self._stopping:
                 return False
             arrived = self._gather()
+        if arrived:
+            self._make_room()
         for receiver in arrived:
             self._add(receiver)
         began = perf_counter()
@@ -167,6 +174,13 @@ class Loop:
         arrived, self._arrived = self._arrived, []
         return arrived
 
+    def _make_room(self) -> None:
+        """Lets the engine free the memory of texts that nobody wants any more."""
+        self._drop_who_left()
+        while self._dropped:
+            self._step()
+        self._outlets.flush()
+
     def _add(self, receiver: Receiver) -> None:
         number = next(self._numbers)
         try:
@@ -178,6 +192,7 @@ class Loop:
 
     def _step(self) -> None:
         if not self._generator.busy:
+            self._dropped = False
             return
         try:
             pieces = self._generator.step()
@@ -185,10 +200,10 @@ class Loop:
             if (failed := self._under_way.pop(error.number, None)) is not None:
                 failed.fail(error)
             return
+        self._dropped = False
         for number, group in itertools.groupby(pieces, key=lambda piece: piece.number):
             if not self._take(self._under_way[number], list(group)):
-                del self._under_way[number]
-                self._generator.cancel(number)
+                self._drop(number)
 
     def _take(self, receiver: Receiver, pieces: Sequence[Piece]) -> bool:
         try:
@@ -200,9 +215,12 @@ class Loop:
     def _drop_who_left(self) -> None:
         for number, receiver in list(self._under_way.items()):
             if receiver.left():
-                del self._under_way[number]
-                self._generator.cancel(number)
+                self._drop(number)
                 receiver.fail(RuntimeError("the caller left"), cancelled=True)
+
+    def _drop(self, number: int) -> None:
+        del self._under_way[number]
+        self._dropped = self._generator.cancel(number) or self._dropped
 
     def _give_up(self, error: Exception) -> None:
         """Ends the process: Triton answers for it until the gateway has it loaded anew."""
