@@ -117,8 +117,7 @@ def test_logprobs_that_would_not_be_those_of_the_model_are_refused(generator, ch
     with pytest.raises(InvalidRequest) as caught:
         generator.add(0, Request([5, 6], 2, logprobs=True, **changes))
     assert str(caught.value) == (
-        "logprobs: is set, and so is a temperature, top_p or top_k that changes probabilities; the engine transformers "
-        "tells only the changed ones"
+        "logprobs: is set, and sampling changes probabilities; the engine transformers tells only the changed ones"
     )
 
 

@@ -208,8 +208,7 @@ def _refuse_what_it_has_not(request: Request) -> None:
             raise InvalidRequest(f"{name}: is set, and the engine transformers has no such rule for a single request")
     if request.logprobs and request.temperature > 0 and not _as_the_model_says(request):
         raise InvalidRequest(
-            "logprobs: is set, and so is a temperature, top_p or top_k that changes probabilities; the engine "
-            "transformers tells only the changed ones"
+            "logprobs: is set, and sampling changes probabilities; the engine transformers tells only the changed ones"
         )
 
 
