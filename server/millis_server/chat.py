@@ -1,7 +1,8 @@
 """Turns a conversation into a prompt, by the Jinja template that a checkpoint brings along.
 
 The template comes from whoever made the checkpoint, so it runs in Jinja's sandbox, as in Hugging Face transformers,
-whose names it may use: `messages`, `add_generation_prompt`, special tokens, `raise_exception` and `strftime_now`.
+whose names it may use: `messages`, `add_generation_prompt`, special tokens, `raise_exception` and `strftime_now`, and
+whose tag `generation`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from functools import lru_cache
 from typing import Any
 
 from jinja2 import Template, TemplateError
-from jinja2.exceptions import SecurityError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node, Scope
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_PROMPT_CHARACTERS = 4 * 1024 * 1024
@@ -25,12 +27,23 @@ class TemplateFailed(ValueError):
     """The template refuses the conversation, or is broken."""
 
 
+class _Generation(Extension):
+    """`{% generation %}` marks what the assistant says, for training. For a prompt its content is all that matters."""
+
+    tags = {"generation"}  # noqa: RUF012  # Jinja's own declaration
+
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        # Names that are set inside end there, as in transformers.
+        return Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 class ChatTemplates:
     """Compiles templates once and renders them."""
 
     def __init__(self) -> None:
         self._environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
         )
         self._environment.filters["tojson"] = _to_json
         self._environment.globals["raise_exception"] = _refuse
@@ -53,7 +66,7 @@ class ChatTemplates:
                 size += len(part)
                 if size > MAX_PROMPT_CHARACTERS:
                     raise TemplateFailed(f"it makes more than {MAX_PROMPT_CHARACTERS} characters of them")
-        except (TemplateError, SecurityError, TypeError, ValueError, KeyError, OverflowError) as error:
+        except Exception as error:  # a template is somebody's program, and whatever it raises is about it
             raise TemplateFailed(" ".join(str(error).split())[:300] or type(error).__name__) from error
         return "".join(parts)
 
