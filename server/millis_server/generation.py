@@ -49,9 +49,10 @@ class Finished:
         prompt_tokens: of the prompt.
         finishes: why each text ended, `stop` or `length`.
         tokens: generated for each text.
+        tokenize: seconds from arrival until the prompt was made: the chat template, and the tokenizer.
         queue: seconds spent waiting for a place.
         first: seconds from arrival to the first token.
-        per_token: mean seconds from one token to the next; None for fewer than 2 tokens of a single text.
+        per_token: mean seconds from one token to the next; None for fewer than 2 tokens, and for texts that come whole.
         total: seconds from arrival to the end.
     """
 
@@ -59,6 +60,7 @@ class Finished:
     prompt_tokens: int
     finishes: tuple[str, ...]
     tokens: tuple[int, ...]
+    tokenize: float
     queue: float
     first: float
     per_token: float | None
@@ -104,9 +106,10 @@ class Generations:
         assert isinstance(streams, Streams), "a model that generates has streams. This is a bug."
         with streams:
             prompt = await self._prepare(task, served)
-            left = None if wishes.time_left is None else wishes.time_left - (perf_counter() - began)
+            prepared = perf_counter()
+            left = None if wishes.time_left is None else wishes.time_left - (prepared - began)
             async with streams.places.take(prompt.width, prompt.tokens, left):
-                clock = _Clock(began, task.n)
+                clock = _Clock(began, prepared, task.n)
                 try:
                     # The engine begins while the first message is on its way.
                     async with aclosing(streams.generate(task, prompt)) as chunks:
@@ -128,7 +131,7 @@ class Generations:
         return choice
 
     async def _prepare(self, task: TextGeneration, served: Served) -> Prompt:
-        if task.characters > INLINE_CHARACTERS:
+        if task.characters + len(task.ids) > INLINE_CHARACTERS:
             return await asyncio.to_thread(task.prepare, served.manifest, served.tokenizer, self._templates)
         return task.prepare(served.manifest, served.tokenizer, self._templates)
 
@@ -136,9 +139,10 @@ class Generations:
 class _Clock:
     """Times one generation."""
 
-    def __init__(self, began: float, texts: int) -> None:
+    def __init__(self, began: float, prepared: float, texts: int) -> None:
         self._began = began
-        self._queue = perf_counter() - began
+        self._tokenize = prepared - began
+        self._queue = perf_counter() - prepared
         self._first = 0.0
         self._last = 0.0
         self._with_first = 0
@@ -162,6 +166,7 @@ class _Clock:
             prompt_tokens=prompt_tokens,
             finishes=tuple(self._finishes),
             tokens=tuple(self._made),
+            tokenize=self._tokenize,
             queue=self._queue,
             first=(self._first or self._last or perf_counter()) - self._began,
             per_token=(self._last - self._first) / later if later > 0 and len(self._made) == 1 else None,

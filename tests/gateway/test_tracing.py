@@ -160,7 +160,7 @@ def test_a_generation_says_what_it_read_and_made(stub, collector):
     request.ignore_eos = True
     assert len(list(stub.GenerateText(request, metadata=(SAMPLED,)))) > 1
     call, *stages = collector.spans(f"{INFERENCE}/GenerateText")
-    assert [stage.name for stage in stages] == ["queue", "first token", "further tokens"]
+    assert [stage.name for stage in stages] == ["tokenize", "queue", "first token", "further tokens"]
     assert attributes(call) == {
         "rpc.system.name": "grpc",
         "rpc.method": f"{INFERENCE}/GenerateText",

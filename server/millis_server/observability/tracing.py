@@ -85,8 +85,9 @@ class Tracing:
         """Keeps what the generation under way came to, until it ends."""
         manifest = finished.choice.served.manifest
         stages = (
+            ("tokenize", finished.tokenize),
             ("queue", finished.queue),
-            ("first token", finished.first - finished.queue),
+            ("first token", finished.first - finished.tokenize - finished.queue),
             ("further tokens", finished.total - finished.first),
         )
         attributes: Attributes = {
