@@ -31,7 +31,7 @@ def add_command(commands: Commands, parents: Parents) -> None:
     parser.add_argument("--stop", action="append", metavar="TEXT", help="text at which to end; repeat for several")
     parser.add_argument("-n", type=int, metavar="N", help="number of answers to draw (default: 1)")
     group = parser.add_argument_group("sampling")
-    group.add_argument("--temperature", type=float, metavar="T", help="0 to 10 (default: 0, the most likely token)")
+    group.add_argument("--temperature", type=float, metavar="T", help="0.01 to 10 (default: 0, the most likely token)")
     group.add_argument("--top-p", type=float, metavar="P", help="draw from the most likely tokens of this probability")
     group.add_argument("--top-k", type=int, metavar="K", help="draw from so many most likely tokens")
     group.add_argument("--seed", type=int, help="the same seed draws the same tokens")

@@ -34,19 +34,21 @@ class Sampling:
     """How the next token is chosen. Default: greedy, always the most likely one."""
 
     temperature: float = 0.0
-    """Divides the logits before they become probabilities, up to 10: below 1 bolder guesses are rarer, above 1 more
-    common. 0 is greedy, and `top_p`, `top_k`, `min_p` and `seed` then do nothing."""
+    """Divides the logits before they become probabilities, 0.01 to 10: below 1 bolder guesses are rarer, above 1 more
+    common. 0 is greedy, and `top_p`, `top_k`, `min_p` and `seed` then do nothing. Variants with a draft model are
+    greedy only."""
     top_p: float | None = None
     """Draw from the smallest set of most likely tokens whose probabilities reach this sum, up to 1. Default: 1."""
     top_k: int = 0
     """Draw from so many most likely tokens; 0 for all."""
     min_p: float = 0.0
-    """Draw only from tokens at least this share as likely as the most likely one, 0 to 1. Not every engine can."""
+    """Draw only from tokens at least this share as likely as the most likely one, less than 1. Not every engine can."""
     seed: int | None = None
     """Start of the random numbers: the same request then draws the same tokens, on the same version, variant and
-    machine. Default: another one for every request."""
+    machine; with int8 and int4 weights it may not while other texts are made beside it. Default: another one for every
+    request."""
     repetition_penalty: float | None = None
-    """Divides the logits of tokens that stand in the prompt or the text already, up to 10; above 1 repeats less.
+    """Divides the logits of tokens that stand in the prompt or the text already, 0.01 to 10; above 1 repeats less.
     Default: 1."""
     presence_penalty: float = 0.0
     """Subtracted from the logits of tokens that the text has already, once, -2 to 2."""
@@ -87,11 +89,12 @@ class GenerationTiming:
     """How fast a text came, in seconds on the gateway's clock; the network is not in it."""
 
     queue_s: float
-    """Waiting for a place at the model."""
+    """Waiting for a place at the model, once the prompt is tokenized."""
     time_to_first_token_s: float
     """From the arrival of the request to its first token."""
     time_per_token_s: float | None
-    """Mean time from one token to the next; None for fewer than 2 tokens."""
+    """Mean time from one token to the next; None for fewer than 2 tokens, and where texts come whole: for `n` above 1
+    and for beams."""
     total_s: float
     """From the arrival of the request to the end."""
 

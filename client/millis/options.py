@@ -127,4 +127,5 @@ class GenerateOptions(CallOptions, total=False):
     choices: Sequence[str] | None
     """Texts of which the answer is one."""
     ignore_eos: bool | None
-    """Whether exactly `max_tokens` are generated, past the model's own end (for measurements). Default: False."""
+    """Whether exactly `max_tokens` are generated, past the model's own end (for measurements); not together with
+    `json_schema`, `regex` or `choices`. Default: False."""

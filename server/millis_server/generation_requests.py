@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
+
+import numpy as np
 
 from millis.v1 import inference_pb2 as inference
 from millis_server.errors import InvalidField
@@ -18,8 +20,15 @@ MAX_TEXTS = 16
 MAX_CHOICES = 1024
 MAX_GUIDE_BYTES = 65536
 MAX_NESTING = 64
+MIN_TEMPERATURE = float(np.float32(0.01))
+"""Of what is drawn, as the wire holds it. Below it vLLM warns of infinite logits; OpenVINO GenAI draws at random from
+1e-40."""
+
 MAX_TEMPERATURE = 10.0
 MAX_TOP_K = 2**31 - 1
+MIN_REPETITION_PENALTY = float(np.float32(0.01))
+"""As of the temperature, which divides logits too."""
+
 MAX_REPETITION_PENALTY = 10.0
 
 ROLES = {
@@ -43,7 +52,8 @@ def read_generation(request: inference.GenerateTextRequest, check: CheckText, ma
     Raises:
         InvalidField: a field is wrong.
     """
-    prompt, chat, ids = "", [], []
+    prompt, chat = "", []
+    ids: Sequence[int] = ()
     match request.WhichOneof("input"):
         case "prompt":
             check("prompt", request.prompt)
@@ -51,7 +61,8 @@ def read_generation(request: inference.GenerateTextRequest, check: CheckText, ma
         case "chat":
             chat = _messages(request.chat, check, max_messages)
         case "token_ids":
-            ids = list(request.token_ids.ids)
+            # Not copied: a message has room for millions of them, and no model is known yet whose limit they pass.
+            ids = request.token_ids.ids
             if not ids:
                 raise InvalidField("token_ids.ids", "is empty; give at least 1")
         case _:
@@ -89,13 +100,13 @@ def _messages(chat: inference.Chat, check: CheckText, most: int) -> list[dict[st
 
 def _sampling(given: inference.Sampling) -> Sampling:
     sampling = Sampling(
-        temperature=_within("temperature", given.temperature, 0, MAX_TEMPERATURE),
+        temperature=_temperature(given.temperature),
         top_p=_within("top_p", given.top_p, 0, 1) if given.HasField("top_p") else 1.0,
         top_k=given.top_k,
         min_p=_within("min_p", given.min_p, 0, 1),
         seed=given.seed if given.HasField("seed") else None,
         repetition_penalty=(
-            _within("repetition_penalty", given.repetition_penalty, 0, MAX_REPETITION_PENALTY)
+            _within("repetition_penalty", given.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
             if given.HasField("repetition_penalty")
             else 1.0
         ),
@@ -104,10 +115,20 @@ def _sampling(given: inference.Sampling) -> Sampling:
     )
     if given.top_k > MAX_TOP_K:
         raise InvalidField("sampling.top_k", f"is {given.top_k}, the limit is {MAX_TOP_K}")
-    for name, value in (("top_p", sampling.top_p), ("repetition_penalty", sampling.repetition_penalty)):
-        if value == 0:
-            raise InvalidField(f"sampling.{name}", "is 0, it must be more")
+    if sampling.top_p == 0:
+        raise InvalidField("sampling.top_p", "is 0, it must be more")
+    if sampling.min_p == 1:
+        raise InvalidField("sampling.min_p", "is 1, it must be less")
     return sampling
+
+
+def _temperature(value: float) -> float:
+    if value != 0 and not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
+        raise InvalidField(
+            "sampling.temperature",
+            f"is {value:g}, it must be 0, which is greedy, or {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}",
+        )
+    return value
 
 
 def _within(name: str, value: float, low: float, high: float) -> float:
@@ -146,6 +167,11 @@ def _stops(request: inference.GenerateTextRequest) -> tuple[str, ...]:
 
 
 def _guide(request: inference.GenerateTextRequest) -> tuple[GuideKind, Any] | None:
+    if request.ignore_eos and request.WhichOneof("guide"):
+        raise InvalidField(
+            "ignore_eos",
+            f"is set, and so is {request.WhichOneof('guide')}, which says where the text ends; use one of them",
+        )
     match request.WhichOneof("guide"):
         case "json_schema":
             return "json", _schema(request.json_schema)

@@ -23,8 +23,10 @@ from tests import tiny_generation as tiny
 
 EXACT = ("llama", "qwen2", "gpt2")
 PLAIN = "llama-plain"
-DRAFTED, PYTORCH = "llama-drafted", "llama-pytorch"
+DRAFTED, GUESSING, PYTORCH = "llama-drafted", "llama-guessing", "llama-pytorch"
 PATIENCE_SECONDS = 60
+SLOW_TEMPLATE = "{% for _ in range(50) %}{% for _ in range(99999) %}{% endfor %}{% endfor %}" + tiny.CHAT_TEMPLATE
+"""Takes a fair part of a second."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,17 @@ class Generating:
 
 @pytest.fixture(scope="module")
 def generating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generating]:
-    """Some families, one of them also without prefix caching, with a draft and in PyTorch, and `narrow`, which has 2
-    places."""
+    """Some families, one of them also without prefix caching and with a slow chat template, with a draft, with prompt
+    lookup and in PyTorch, and `narrow`, which has 2 places."""
     repository = tmp_path_factory.mktemp("generation") / "repository"
     models = {family: tiny.language_model(family) for family in EXACT}
     for family, model in models.items():
         tiny.publish_language_model(repository, family, model)
-    tiny.publish_language_model(repository, PLAIN, models["llama"], parameters={"prefix_caching": "false"})
+    tiny.publish_language_model(
+        repository, PLAIN, models["llama"], chat_template=SLOW_TEMPLATE, parameters={"prefix_caching": "false"}
+    )
     tiny.publish_language_model(repository, DRAFTED, models["llama"], draft=tiny.language_model("gpt2"))
+    tiny.publish_language_model(repository, GUESSING, models["llama"], parameters={"prompt_lookup": "4"})
     tiny.publish_language_model(repository, PYTORCH, models["llama"], engine="transformers")
     tiny.publish_language_model(
         repository, "narrow", models["llama"], max_streams=2, cache_tokens=1200, chat_template=""
@@ -82,7 +87,7 @@ def check_exact(client: millis.Client, name: str, model: PreTrainedModel) -> Non
     assert again == made[4]
 
 
-@pytest.mark.parametrize("name", [*EXACT, PLAIN, DRAFTED, PYTORCH])
+@pytest.mark.parametrize("name", [*EXACT, PLAIN, DRAFTED, GUESSING, PYTORCH])
 def test_greedy_tokens_are_those_of_transformers_for_callers_who_come_at_different_times(generating, name):
     check_exact(generating.client, name, generating.models[name.partition("-")[0]])
 
@@ -106,6 +111,13 @@ def test_a_chat_becomes_a_prompt_by_the_models_own_template(generating):
     ids = tiny.bytes_tokenizer().encode(prompt)
     made = tokens_of(generating.client.generate(chat, model="llama", max_tokens=12, ignore_eos=True))
     assert made == tiny.greedy(generating.models["llama"], ids, 12)
+
+
+def test_the_time_in_the_queue_is_that_of_waiting_for_a_place_alone(generating):
+    with generating.client.generate([Message("user", "hi")], model=PLAIN, max_tokens=1, ignore_eos=True) as stream:
+        stream.text()
+    timing = stream.finished.timing
+    assert timing.queue_s < timing.time_to_first_token_s / 10
 
 
 def test_a_text_ends_before_its_stop_text_and_shows_nothing_of_it(generating):
@@ -314,7 +326,47 @@ def test_callers_beyond_the_places_wait_in_order_and_those_beyond_the_queue_are_
         ),
         ({"max_tokens": 0}, "max_tokens", "is 0, it must be at least 1"),
         ({"stop": [""]}, "stop[0]", "is empty; it would stop everything"),
-        ({"sampling": Sampling(temperature=11)}, "sampling.temperature", "is 11, it must be 0 to 10"),
+        (
+            {"sampling": Sampling(temperature=11)},
+            "sampling.temperature",
+            "is 11, it must be 0, which is greedy, or 0.01 to 10",
+        ),
+        (
+            {"sampling": Sampling(temperature=1e-40)},
+            "sampling.temperature",
+            "is 9.99995e-41, it must be 0, which is greedy, or 0.01 to 10",
+        ),
+        (
+            {"sampling": Sampling(temperature=1), "model": DRAFTED},
+            "sampling.temperature",
+            "is 1; this variant guesses tokens with a draft model, so it must be 0",
+        ),
+        ({"sampling": Sampling(min_p=1)}, "sampling.min_p", "is 1, it must be less"),
+        (
+            {"sampling": Sampling(repetition_penalty=1e-40)},
+            "sampling.repetition_penalty",
+            "is 9.99995e-41, it must be 0.01 to 10",
+        ),
+        (
+            {"sampling": Sampling(temperature=0.5), "logprobs": True, "model": PYTORCH},
+            "logprobs",
+            "is set, and sampling changes probabilities; the engine transformers tells only the changed ones",
+        ),
+        (
+            {"beams": 2, "model": DRAFTED},
+            "beams",
+            "is 2; this variant guesses tokens with a draft model, so the limit is 1",
+        ),
+        (
+            {"n": 2, "sampling": Sampling(temperature=1), "model": GUESSING},
+            "n",
+            "is 2; this variant guesses tokens with prompt lookup, so the limit is 1",
+        ),
+        (
+            {"ignore_eos": True, "choices": ["yes", "no"]},
+            "ignore_eos",
+            "is set, and so is choices, which says where the text ends; use one of them",
+        ),
         ({"sampling": Sampling(temperature=1, top_p=0)}, "sampling.top_p", "is 0, it must be more"),
         ({"n": 2}, "n", "is 2, and without sampling.temperature all texts would be the same"),
         ({"beams": 9}, "beams", "is 9; this model has places for 8"),

@@ -1053,8 +1053,10 @@ class Sampling(_message.Message):
     FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """Divides the logits before they become probabilities: below 1 bolder guesses
-    are rarer, above 1 more common; at most 10. Default: 0, greedy; the fields
-    below that draw (top_p, top_k, min_p, seed) then do nothing.
+    are rarer, above 1 more common; 0.01 to 10, because less makes logits that no
+    engine can count with. Default: 0, greedy; the fields below that draw (top_p,
+    top_k, min_p, seed) then do nothing. A variant that guesses tokens with a draft
+    model is greedy only and refuses any other value.
     """
     top_p: _builtins.float
     """Draw from the smallest set of most likely tokens whose probabilities reach
@@ -1063,18 +1065,19 @@ class Sampling(_message.Message):
     top_k: _builtins.int
     """Draw from so many most likely tokens. Default: 0, all."""
     min_p: _builtins.float
-    """Draw only from tokens at least this share as likely as the most likely one, 0
-    to 1. Default: 0. Refused by engines that have no such rule.
+    """Draw only from tokens at least this share as likely as the most likely one, at
+    least 0 and less than 1. Default: 0. Refused by engines that have no such rule.
     """
     seed: _builtins.int
     """Start of the random numbers; the same request with the same seed on the same
-    version, variant and machine draws the same tokens. Default: unset, another
-    one for every request.
+    version, variant and machine draws the same tokens. Where the engine keeps what
+    it has read in 8 bits, as for int8 and int4 weights, it rounds otherwise for
+    texts that are made side by side, and such a text may be another one than alone.
+    Default: unset, another one for every request.
     """
     repetition_penalty: _builtins.float
     """Divides the logits of tokens that stand in the prompt or the text already
-    (multiplies negative ones), more than 0 and up to 10; above 1 repeats less.
-    Default: unset, 1.
+    (multiplies negative ones), 0.01 to 10; above 1 repeats less. Default: unset, 1.
     """
     presence_penalty: _builtins.float
     """Subtracted from the logits of tokens that the text has already, once, -2 to 2.
@@ -1175,18 +1178,19 @@ class GenerateTextRequest(_message.Message):
     what is left of the context if that is less.
     """
     logprobs: _builtins.bool
-    """Whether every token comes with the logarithm of its probability. Default:
-    false.
+    """Whether every token comes with the logarithm of its probability. Refused where
+    the engine tells it only after `sampling` has changed it. Default: false.
     """
     n: _builtins.int
     """Number of answers to draw, 1 to 16 and no more than the model has places for.
-    Above 1 each answer comes whole, in one delta, when all are ready. Default: 0,
-    which is 1.
+    Above 1 each answer comes whole, in one delta, when all are ready. A variant
+    that guesses tokens, with a draft model or from the prompt, makes no more than
+    1. Default: 0, which is 1.
     """
     beams: _builtins.int
     """Number of beams of a beam search, at most 16; the `n` best sequences are
-    returned, best first. Refused together with `sampling.temperature`. Default:
-    0, no beam search.
+    returned, best first. Refused together with `sampling.temperature`, and above 1
+    by a variant that guesses tokens. Default: 0, no beam search.
     """
     json_schema: _builtins.str
     """A JSON Schema, as JSON; the text is a JSON value that it accepts."""
@@ -1194,7 +1198,8 @@ class GenerateTextRequest(_message.Message):
     """A regular expression that the whole text matches."""
     ignore_eos: _builtins.bool
     """Whether the end-of-text token is not to end the text, so that exactly
-    `max_tokens` are generated (for measurements). Default: false.
+    `max_tokens` are generated (for measurements). Refused together with a guide,
+    which says where the text ends. Default: false.
     """
     @_builtins.property
     def chat(self) -> Global___Chat:
@@ -1389,7 +1394,7 @@ class Completion(_message.Message):
     """Why it ended."""
     tokens: _builtins.int
     """Number of tokens generated for it, an end-of-text token and those of a stop
-    text included.
+    text included, and none after these.
     """
     def __init__(
         self,
@@ -1418,7 +1423,7 @@ class GenerationTiming(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """Waiting for a place at the model."""
+        """Waiting for a place at the model, once the prompt is tokenized."""
 
     @_builtins.property
     def time_to_first_token(self) -> _duration_pb2.Duration:
@@ -1426,7 +1431,9 @@ class GenerationTiming(_message.Message):
 
     @_builtins.property
     def time_per_token(self) -> _duration_pb2.Duration:
-        """Mean time from one token to the next. Unset for fewer than 2 tokens."""
+        """Mean time from one token to the next. Unset for fewer than 2 tokens, and where
+        texts come whole: for `n` above 1 and for beams.
+        """
 
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:

@@ -65,6 +65,9 @@ class TextGeneration:
         """
         generation = manifest.generation
         assert generation is not None, "the catalogue gives models that generate. This is a bug."
+        if len(self.ids) >= manifest.max_tokens:
+            # Before they are looked at one by one: a message has room for millions of them.
+            raise _too_long("token_ids.ids", len(self.ids), manifest)
         field_name, text, ids = self._tokenized(generation, tokenizer, templates)
         if self.guide is not None and not generation.guided:
             raise InvalidField(GUIDE_FIELDS[self.guide[0]], "is set, and this model cannot guide its text")
@@ -72,10 +75,7 @@ class TextGeneration:
             raise InvalidField(field_name, "comes to no token, and there is nothing to go on from")
         most = manifest.max_tokens - len(ids)
         if most < 1:
-            raise InvalidField(
-                field_name,
-                f"has {len(ids)} tokens; with at least 1 of the answer the limit is {manifest.max_tokens}",
-            )
+            raise _too_long(field_name, len(ids), manifest)
         if self.max_tokens is not None and self.max_tokens > most:
             raise InvalidField(
                 "max_tokens",
@@ -101,13 +101,14 @@ class TextGeneration:
     ) -> tuple[str, str, Sequence[int]]:
         """Field that the caller filled, the prompt's text (empty for ids) and its tokens."""
         if self.ids:
-            for index, token in enumerate(self.ids):
+            ids = list(self.ids)
+            for index, token in enumerate(ids):
                 if token >= generation.vocabulary:
                     raise InvalidField(
                         f"token_ids.ids[{index}]",
                         f"is {token}; this model has ids from 0 to {generation.vocabulary - 1}",
                     )
-            return "token_ids.ids", "", self.ids
+            return "token_ids.ids", "", ids
         if not self.chat:
             return "prompt", self.prompt, tokenizer.encoding(self.prompt, True).ids
         if not generation.chat_template:
@@ -118,6 +119,10 @@ class TextGeneration:
             raise InvalidField("chat.messages", f"the model's chat template refuses them: {error}") from error
         # The template writes the special tokens itself.
         return "chat.messages", text, tokenizer.encoding(text, False).ids
+
+
+def _too_long(name: str, tokens: int, manifest: Manifest) -> InvalidField:
+    return InvalidField(name, f"has {tokens} tokens; with at least 1 of the answer the limit is {manifest.max_tokens}")
 
 
 @dataclass(frozen=True, slots=True)
