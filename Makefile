@@ -19,7 +19,7 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check --timeout 120 instal
 
 .DEFAULT_GOAL := help
 BENCHES := bench bench-assistant bench-cache bench-eager bench-exits bench-generate bench-generate-cuda bench-lookup \
-  bench-padding bench-routing bench-tune
+  bench-packing bench-padding bench-routing bench-tune
 .PHONY: help setup serve models test test-slow check format protos drift $(BENCHES) demo clean
 
 help: ## list the targets
@@ -113,6 +113,9 @@ bench-assistant: $(READY) ## count the test questions that the model `assistant`
 
 bench-padding: models ## measure mixed lengths grouped and padded to the longest, through Triton
 	$(BIN)/python -m benchmarks.padding --repository $(REPOSITORY)
+
+bench-packing: $(READY) ## measure micro-batches by length against packed sequences, on the bare engine
+	$(BIN)/python -m benchmarks.packing
 
 bench-cache: models ## measure a cache hit beside an empty call and a call past the cache
 	$(BIN)/python -m benchmarks.cache --repository $(REPOSITORY)
