@@ -76,8 +76,6 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = build_parser()
     arguments = parser.parse_args(list(argv))
-    if arguments.jobs < 1:
-        parser.error(f"--jobs: at least 1, not {arguments.jobs}")
     if arguments.teacher is not None and len(arguments.sources) > 1:
         parser.error(f"--teacher: it goes with 1 recipe, {len(arguments.sources)} are given")
     raise_on_signals()

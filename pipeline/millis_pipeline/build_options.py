@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import get_args
 
+from millis_pipeline.options import add_repository, count
 from millis_server.manifest import EngineName, TaskName
 
 DESCRIPTION = """From a checkpoint, or from labelled data, to published and measured variants.
@@ -40,12 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="what stands between the labels of a text in --eval-data that can have several; the default is 1 label",
     )
     parser.add_argument("--data-dir", type=Path, help="folder that a recipe's data paths count from")
-    parser.add_argument(
-        "--repository",
-        type=Path,
-        default=Path(os.environ.get("MILLIS_MODEL_REPOSITORY", "model_repository")),
-        help="model repository to publish into",
-    )
+    add_repository(parser, "model repository to publish into")
     parser.add_argument(
         "--reports",
         type=Path,
@@ -62,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--teacher", metavar="CHECKPOINT", help="goes before a recipe's key teacher")
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=count,
         default=1,
         metavar="N",
         help="models that are made side by side, of several; each is measured alone (default: %(default)s)",

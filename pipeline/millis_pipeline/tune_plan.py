@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import get_args
 
 from millis_pipeline.configuration import Configuration, configuration_of
 from millis_pipeline.data import read_text_examples
+from millis_pipeline.options import add_repository, count, number
 from millis_pipeline.search import Objective, Target
 from millis_pipeline.stand import Subject
 from millis_server.manifest import TOKENIZER_FILE, Manifest
@@ -148,11 +147,11 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("model", help="logical model name")
     options.add_argument(
-        "--latency-ms", type=partial(_number, 0.001), metavar="MS", help="largest p99 of a lone caller; default: none"
+        "--latency-ms", type=number(0.001), metavar="MS", help="largest p99 of a lone caller; default: none"
     )
     options.add_argument(
         "--min-quality",
-        type=partial(_number, 0.0),
+        type=number(0.0, 1.0),
         default=0.0,
         metavar="SCORE",
         help="lowest measured quality, 0 to 1; variants below it are left out (default: %(default)g)",
@@ -165,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--budget-seconds",
-        type=partial(_number, 0.0),
+        type=number(0.0),
         default=300.0,
         metavar="S",
         help="time for the search; the closing comparison comes on top (default: %(default)g)",
@@ -176,24 +175,19 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--text-column", default="text", help="their column in --texts (default: %(default)s)")
     options.add_argument(
-        "--callers", type=_count, default=32, metavar="N", help="callers at saturation (default: %(default)d)"
+        "--callers", type=count, default=32, metavar="N", help="callers at saturation (default: %(default)d)"
     )
     options.add_argument(
         "--phase-seconds",
-        type=partial(_number, 0.05),
+        type=number(0.05),
         default=1.5,
         metavar="S",
         help="time of one measurement; a trial is two (default: %(default)g)",
     )
     options.add_argument(
-        "--rounds", type=_count, default=5, metavar="N", help="of the closing comparison (default: %(default)d)"
+        "--rounds", type=count, default=5, metavar="N", help="of the closing comparison (default: %(default)d)"
     )
-    options.add_argument(
-        "--repository",
-        type=Path,
-        default=Path(os.environ.get("MILLIS_MODEL_REPOSITORY", "model_repository")),
-        help="model repository",
-    )
+    add_repository(options, "model repository")
     options.add_argument(
         "--state-dir",
         type=Path,
@@ -201,17 +195,3 @@ def parser() -> argparse.ArgumentParser:
         help="folder for the study and the reports",
     )
     return options
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
-
-
-def _number(low: float, text: str) -> float:
-    value = float(text)
-    if not low <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be at least {low:g}, got {text}")
-    return value

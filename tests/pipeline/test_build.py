@@ -337,12 +337,9 @@ def test_interrupted_builds_that_run_side_by_side_leave_no_process_and_the_repos
     until_gone(process.pid)
 
 
-def test_two_sources_of_one_model_and_no_jobs_at_all_are_one_clear_line_each(tmp_path, backbone, capsys):
+def test_two_sources_of_one_model_are_one_clear_line(tmp_path, backbone, capsys):
     path = recipe(tmp_path, backbone, "text-classification", text_data(tmp_path))
     assert build.main([str(path), str(path), "--repository", str(tmp_path / "repository")]) == 1
     assert capsys.readouterr().err == (
         f"millis build: {path}: model 'intent' is that of another source too; build one at a time\n"
     )
-    with pytest.raises(SystemExit):
-        build.main([str(path), "--jobs", "0"])
-    assert capsys.readouterr().err.splitlines()[-1] == "millis build: error: --jobs: at least 1, not 0"
