@@ -12,6 +12,9 @@ import ctypes
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import parent_process
 
 SA_ONSTACK = 0x08000000
@@ -38,6 +41,36 @@ def raise_on_signals(*numbers: signal.Signals) -> None:
         _on_own_stack(number)
 
 
+@dataclass
+class _Held:
+    """Whether interruptions are held back, and whether one came meanwhile."""
+
+    back: bool = False
+    came: bool = False
+
+
+_held = _Held()
+
+
+@contextmanager
+def hold_interruptions() -> Iterator[Callable[[], bool]]:
+    """Holds back what `raise_on_signals` would raise, for work that must be ended or undone whole.
+
+    A signal that is blocked for this thread would be taken by another one, and its handler would still run here; so
+    the handler itself waits.
+
+    Yields:
+        Says whether an interruption came. It is raised at the end.
+    """
+    _held.back, _held.came = True, False
+    try:
+        yield lambda: _held.came
+    finally:
+        _held.back = False
+        if _held.came:
+            raise KeyboardInterrupt
+
+
 def end_with_parent() -> None:
     """Has this process, which multiprocessing started, get SIGTERM when its parent has ended, however that came."""
     parent = parent_process()
@@ -51,7 +84,9 @@ def end_with_parent() -> None:
 
 
 def _interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
+    if not _held.back:
+        raise KeyboardInterrupt
+    _held.came = True
 
 
 def _on_own_stack(number: int) -> None:

@@ -1,14 +1,13 @@
 """Publishes variants of a model into a Triton model repository: all of them, whole, or none.
 
 Everything is written into a folder whose name begins with a dot, which gateway and Triton ignore, brought to the
-disk, and moved into place by renames. A process that ends half-way leaves the repository as it was; the folder of one
-that was killed is removed by the next.
+disk, and moved into place by renames. A process that ends half-way leaves the repository as it was; one that is killed
+between two renames leaves every variant whole, as it was or as it will be. Its folder is removed by the next.
 """
 
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 from millis_pipeline.generation_config import generation_config
+from millis_pipeline.renames import Rename, rename_all, sync
 from millis_server.manifest import Manifest
 from millis_server.manifest_files import MANIFEST_FILE, ManifestError, read_manifest
 from millis_server.repository import CONFIG_FILE
@@ -119,40 +119,26 @@ def publish(repository: Path, staged: Sequence[tuple[Path, Manifest]]) -> tuple[
     Raises:
         PublishError: the repository cannot be written; what was moved is moved back, as it is when this is interrupted.
     """
-    for folder, _ in staged:
-        _sync_tree(folder)
     moves = [_prepare(repository, folder, manifest) for folder, manifest in staged]
     old = _retirements(repository, {manifest.model for _, manifest in staged}, {m.triton_model for _, m in staged})
     configs = [move for folder, manifest in staged for move in _renewed_config(repository, folder, manifest)]
+    for move in (*configs, *moves):
+        _sync_tree(move.source)
     # What was retired before under the same names goes into staging, which is removed at the end.
-    older = [(target, staged[0][0].parent / f"{target.name}-retired") for _, target in old if target.exists()]
-    _rename_all(repository, [*configs, *moves, *older, *old])
-    versions = {
-        manifest.triton_model: target.name if target.name.isdecimal() else "1"
-        for (_, target), (_, manifest) in zip(moves, staged, strict=True)
-    }
-    return versions, [source.name for source, _ in old]
-
-
-def _rename_all(repository: Path, moves: Sequence[tuple[Path, Path]]) -> None:
-    """Renames all of them or none, also when it is interrupted."""
-    done: list[tuple[Path, Path]] = []
+    aside = staged[0][0].parent
+    older = [Rename(move.target, aside / f"{move.target.name}-retired") for move in old if move.target.exists()]
     try:
-        for source, target in moves:
-            done.append((source, target))  # first, so that an interruption between the two undoes the rename as well
-            source.rename(target)
-        for parent in {target.parent for _, target in moves} | {repository}:
-            _sync_folder(parent)
-    except BaseException as error:
-        for source, target in reversed(done):
-            if target.exists() and not source.exists():
-                target.rename(source)
-        if isinstance(error, OSError):
-            raise PublishError(f"model repository {repository}: {error.strerror}") from error
-        raise
+        rename_all([*configs, *moves, *older, *old])
+    except OSError as error:
+        raise PublishError(f"model repository {repository}: {error.strerror}") from error
+    versions = {
+        manifest.triton_model: move.target.name if move.target.name.isdecimal() else "1"
+        for move, (_, manifest) in zip(moves, staged, strict=True)
+    }
+    return versions, [move.source.name for move in old]
 
 
-def _prepare(repository: Path, folder: Path, manifest: Manifest) -> tuple[Path, Path]:
+def _prepare(repository: Path, folder: Path, manifest: Manifest) -> Rename:
     """Says which rename publishes a version: of a whole variant folder, or of the version alone."""
     variant = repository / manifest.triton_model
     if not variant.is_dir():
@@ -160,13 +146,13 @@ def _prepare(repository: Path, folder: Path, manifest: Manifest) -> tuple[Path, 
         whole.mkdir()
         (whole / CONFIG_FILE).write_text(triton_config(manifest), "utf-8")
         folder.rename(whole / "1")
-        return whole, variant
+        return Rename(whole, variant)
     versions = [int(path.name) for path in variant.iterdir() if path.name.isdecimal()]
-    return folder, variant / str(max(versions, default=0) + 1)
+    return Rename(folder, variant / str(max(versions, default=0) + 1))
 
 
-def _renewed_config(repository: Path, folder: Path, manifest: Manifest) -> list[tuple[Path, Path]]:
-    """The renames that replace the config of a variant whose new version has other tensors, for example the output
+def _renewed_config(repository: Path, folder: Path, manifest: Manifest) -> list[Rename]:
+    """The rename that replaces the config of a variant whose new version has other tensors, for example the output
     `layers` of early exits. All else in it stays: it may have been tuned."""
     path = repository / manifest.triton_model / CONFIG_FILE
     if not path.is_file():
@@ -182,11 +168,12 @@ def _renewed_config(repository: Path, folder: Path, manifest: Manifest) -> list[
         del ours[:]
         ours.extend(theirs)
     new, before = (folder.parent / f"{manifest.triton_model}-{name}" for name in ("config", "config-before"))
+    shutil.copy2(path, before)
     new.write_text(text_format.MessageToString(config), "utf-8")
-    return [(path, before), (new, path)]
+    return [Rename(new, path, before)]
 
 
-def _retirements(repository: Path, models: set[str], kept: set[str]) -> list[tuple[Path, Path]]:
+def _retirements(repository: Path, models: set[str], kept: set[str]) -> list[Rename]:
     """The renames that take variants of these models out of the repository, all but those kept."""
     moves = []
     for folder in sorted(repository.iterdir()):
@@ -194,7 +181,7 @@ def _retirements(repository: Path, models: set[str], kept: set[str]) -> list[tup
             continue
         target = repository / RETIRED / folder.name
         target.parent.mkdir(exist_ok=True)
-        moves.append((folder, target))
+        moves.append(Rename(folder, target))
     return moves
 
 
@@ -238,17 +225,7 @@ def triton_config(manifest: Manifest) -> str:
     return text_format.MessageToString(config)
 
 
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sync_tree(path: Path) -> None:
+    """Brings a file, or a folder with all that is in it, to the disk."""
+    for each in (path, *path.rglob("*")):
+        sync(each)

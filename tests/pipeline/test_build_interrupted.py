@@ -50,6 +50,28 @@ def at_rename_to(name: str, *, done: bool) -> Interrupter:
     return patch
 
 
+def at_renames_from(name: str) -> Interrupter:
+    """Ctrl-C after the rename to this, and again before every one that follows: those that put back."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        rename = Path.rename
+        begun = False
+
+        def interrupted(self: Path, target: Path) -> Path:
+            nonlocal begun
+            if begun:
+                signal.raise_signal(signal.SIGTERM)
+            renamed = rename(self, target)
+            if "/".join(target.parts[-2:]) == name:
+                begun = True
+                signal.raise_signal(signal.SIGINT)
+            return renamed
+
+        monkeypatch.setattr(Path, "rename", interrupted)
+
+    return patch
+
+
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Files with what is in them, and folders."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
@@ -71,6 +93,7 @@ def recipe(published: Published, folder: Path) -> Path:
         pytest.param(at_rename_to("intent-fp32/2", done=False), id="before the new version is in its place"),
         pytest.param(at_rename_to("intent-fp32/2", done=True), id="after it"),
         pytest.param(at_rename_to(".retired/intent-int8", done=True), id="after the last rename"),
+        pytest.param(at_renames_from("intent-fp32/2"), id="again and again, also while it puts back"),
     ],
 )
 def test_a_build_that_is_interrupted_late_leaves_the_repository_as_it_was(

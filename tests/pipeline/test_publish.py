@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from millis_pipeline.publish import PublishError, check_folder, publish, staging, write_version
+from millis_pipeline.publish import PublishError, check_folder, publish, staging, triton_config, write_version
 from millis_server.manifest import Exit, Manifest, Provenance, SelfCheck
 from millis_server.manifest_files import read_manifest
 
@@ -28,6 +28,16 @@ def manifest(variant: str, model: str = "intent") -> Manifest:
         provenance=Provenance(checkpoint="x", created_at="2026-01-01T00:00:00+00:00"),
         self_check=(SelfCheck(text="a", expected=(0.0,)),),
     )
+
+
+def exiting(variant: str) -> Manifest:
+    """A version with other tensors than that of `manifest`."""
+    stages = (
+        Exit(file="model.onnx", layers=1, threshold=0.5, share=0.5),
+        Exit(file="stage-2.onnx", layers=2, share=0.5),
+    )
+    files = {"model.onnx": "0", "stage-2.onnx": "0", "tokenizer.json": "0"}
+    return manifest(variant).model_copy(update={"exits": stages, "files": files})
 
 
 def published(repository: Path, *manifests: Manifest) -> tuple[dict[str, str], list[str]]:
@@ -69,16 +79,61 @@ def test_a_tuned_config_stays_and_follows_the_tensors_of_a_new_version(tmp_path:
     path.write_text(tuned)
     published(tmp_path, manifest("fast"))
     assert path.read_text() == tuned
-    stages = (
-        Exit(file="model.onnx", layers=1, threshold=0.5, share=0.5),
-        Exit(file="stage-2.onnx", layers=2, share=0.5),
-    )
-    files = {"model.onnx": "0", "stage-2.onnx": "0", "tokenizer.json": "0"}
-    published(tmp_path, manifest("fast").model_copy(update={"exits": stages, "files": files}))
+    published(tmp_path, exiting("fast"))
     assert visible(tmp_path) == ["intent-fast/1", "intent-fast/2", "intent-fast/3"]
     assert "layers" not in tuned
     assert 'name: "layers"' in path.read_text()
     assert 'string_value: "7"' in path.read_text()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.pipeline.test_publish import exiting, published
+
+variant, rename = Path(sys.argv[1]) / "intent-fast", Path.rename
+
+def killed(self, target):
+    rename(self, target)
+    if variant in (self.parent, target.parent):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Path.rename = killed
+published(variant.parent, exiting("fast"))
+"""
+
+
+def test_a_build_that_is_killed_after_its_first_rename_leaves_the_variant_with_a_config(tmp_path: Path) -> None:
+    published(tmp_path, manifest("fast"))
+    assert subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False).returncode == -signal.SIGKILL
+    assert visible(tmp_path) == ["intent-fast/1"]
+    assert (tmp_path / "intent-fast" / "config.pbtxt").read_text() == triton_config(exiting("fast"))
+    published(tmp_path, exiting("fast"))
+    assert visible(tmp_path) == ["intent-fast/1", "intent-fast/2"]
+
+
+def test_a_move_that_fails_after_a_config_was_replaced_puts_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(tmp_path, manifest("fast"))
+    path = tmp_path / "intent-fast" / "config.pbtxt"
+    tuned = path.read_text() + "# tuned by hand\n"
+    path.write_text(tuned)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        assert path.is_file()
+        if target.name == "2":
+            assert path.read_text() != tuned
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", failing)
+        with pytest.raises(PublishError) as caught:
+            published(tmp_path, exiting("fast"))
+    assert str(caught.value) == f"model repository {tmp_path}: No space left on device"
+    assert (visible(tmp_path), path.read_text()) == (["intent-fast/1"], tuned)
 
 
 def test_a_move_that_fails_leaves_everything_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
