@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from millis_pipeline.decoders.recipe import DecoderRecipe
+from millis_pipeline.strict_yaml import read_yaml
 from millis_pipeline.variants import DEFAULT_VARIANTS, VariantRecipe, check_family
 from millis_server.manifest import Name, TaskName
 
@@ -89,6 +90,7 @@ class Recipe(BaseModel):
         check_family(self.variants)
         for variant in self.variants:
             self._check_texts(variant)
+            self._check_loss(variant)
         if self.label_smoothing and (self.task != "text-classification" or self.label_separator is not None):
             raise ValueError("label_smoothing: only text classification with one label for each text knows it")
         return self
@@ -105,6 +107,14 @@ class Recipe(BaseModel):
         if variant.needs_texts and self.train is None and self.unlabelled is None:
             raise ValueError(f"variants: {variant.name}: it is made with texts; give train or unlabelled")
 
+    def _check_loss(self, variant: VariantRecipe) -> None:
+        """Refuses exits that may cost more than a variant may lose: nobody would be served what is calibrated so."""
+        if variant.exits is not None and variant.exits.max_loss > self.max_quality_loss:
+            raise ValueError(
+                f"variants: {variant.name}: exits.max_loss: {variant.exits.max_loss:g} is more than max_quality_loss "
+                f"{self.max_quality_loss:g}, above which nothing is published"
+            )
+
 
 def load_recipe(path: Path, data_dir: Path | None = None) -> Recipe | DecoderRecipe:
     """Reads a recipe; its key `task` decides of which kind it is.
@@ -118,7 +128,7 @@ def load_recipe(path: Path, data_dir: Path | None = None) -> Recipe | DecoderRec
     """
     try:
         content = path.read_bytes()
-        values = yaml.safe_load(content)
+        values = read_yaml(content)
     except OSError as error:
         raise RecipeError(f"recipe {path}: {error.strerror}") from error
     except yaml.YAMLError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from millis_pipeline.recipe import Recipe, RecipeError, load_recipe
-from millis_pipeline.variants import Distill, Prune, Quantize, VariantRecipe
+from millis_pipeline.variants import Distill, Exits, Prune, Quantize, VariantRecipe
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS = sorted((ROOT / "pipeline/recipes").glob("*/recipe.yaml"))
@@ -132,6 +132,22 @@ def test_exponents_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
             FAMILY + "unlabelled: texts.txt\n",
             "unlabelled: no variant is distilled, pruned or calibrated, so nothing would read it",
         ),
+        (MINIMAL + "epochs: 3\nseed: 1\nepochs: 4\n", "epochs: it stands in line 5 and again in line 7"),
+        (
+            FAMILY + "  - {name: x, quantize: dynamic, quantize: static}\n",
+            "quantize: it stands in line 7 and again in line 7",
+        ),
+        (
+            FAMILY + "  - {name: x, exits: {after: [2], max_loss: 0.02}}\n",
+            ("variants: x: exits.max_loss: 0.02 is more than max_quality_loss 0.01, above which nothing is published"),
+        ),
+        (
+            "max_quality_loss: 0.004\n" + FAMILY + "  - {name: x, exits: {after: [2]}}\n",
+            (
+                "variants: x: exits.max_loss: 0.005 is more than max_quality_loss 0.004, above which nothing is "
+                "published"
+            ),
+        ),
         ("- name\n", "it must be a mapping of keys to values"),
         ("", "it must be a mapping of keys to values"),
     ],
@@ -141,6 +157,20 @@ def test_a_wrong_recipe_is_one_line_that_names_file_and_key(tmp_path: Path, cont
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     assert str(caught.value) == f"recipe {path}: {message}"
+
+
+def test_a_merge_may_put_another_value_beside_a_key_and_equal_losses_are_taken(tmp_path: Path) -> None:
+    content = (
+        FAMILY
+        + "  - &small {name: x, exits: {after: [2], max_loss: 0.01}}\n  - {<<: *small, name: y, prune: {ffn: 0.5}}\n"
+    )
+    read = load_recipe(written(tmp_path, content))
+    assert isinstance(read, Recipe)
+    exits = Exits(after=(2,), max_loss=0.01)
+    assert read.variants[1:] == (
+        VariantRecipe(name="x", exits=exits),
+        VariantRecipe(name="y", exits=exits, prune=Prune(ffn=0.5)),
+    )
 
 
 @pytest.mark.parametrize("content", [b"name: [\n", b"name: \xff\n"])
