@@ -35,18 +35,37 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Size:
+    """How large a model is.
+
+    Attributes:
+        layers: that it has.
+        heads: attention heads of each.
+        neurons: feed-forward neurons of each.
+    """
+
+    layers: int
+    heads: int
+    neurons: int
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Paths of an encoder's parts.
 
     Attributes:
         layers: the list of layers, from the base model.
         depth: key of config.json that counts them.
+        heads: key of config.json that counts the attention heads of each layer.
+        neurons: key of config.json that counts the feed-forward neurons of each layer.
         query, key, value, attended: projections of a layer's attention, from the layer; `attended` is the last one.
         widening, narrowing: the two linear maps of a layer's feed-forward part, from the layer.
     """
 
     layers: str
     depth: str
+    heads: str
+    neurons: str
     query: str
     key: str
     value: str
@@ -58,6 +77,8 @@ class Architecture:
 BERT = Architecture(
     layers="encoder.layer",
     depth="num_hidden_layers",
+    heads="num_attention_heads",
+    neurons="intermediate_size",
     query="attention.self.query",
     key="attention.self.key",
     value="attention.self.value",
@@ -68,6 +89,8 @@ BERT = Architecture(
 DISTILBERT = Architecture(
     layers="transformer.layer",
     depth="n_layers",
+    heads="n_heads",
+    neurons="hidden_dim",
     query="attention.q_lin",
     key="attention.k_lin",
     value="attention.v_lin",
@@ -136,14 +159,15 @@ class Encoder:
         _narrow(layer, self.architecture.narrowing, channels, dim=1)
 
 
-def depth_of(folder: Path) -> int:
-    """Number of layers of a checkpoint, from its config.json.
+def size_of(folder: Path) -> Size:
+    """Size of a checkpoint, from its config.json.
 
     Raises:
         CheckpointError: the file cannot be read, or is of an architecture that cannot be compressed.
     """
     config = _config(folder)
-    return int(getattr(config, _architecture(config.model_type).depth))
+    keys = _architecture(config.model_type)
+    return Size(*(int(getattr(config, key)) for key in (keys.depth, keys.heads, keys.neurons)))
 
 
 def stated_depth(folder: Path) -> int | None:

@@ -8,6 +8,7 @@ its input (Men et al. 2024, "ShortGPT": block influence). Recovery training is `
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from millis_pipeline.architectures import Encoder, Shape
+from millis_pipeline.architectures import Encoder, Shape, Size
 from millis_pipeline.checkpoint import Checkpoint, CheckpointError
 from millis_pipeline.examples import Example, pad
 from millis_pipeline.variants import Prune
@@ -28,6 +29,9 @@ MAX_TEXTS = 512
 """Texts that importance is measured on: more change the order little."""
 
 BATCH = 16
+LEAST_HEADS = 1
+"""A layer keeps at least so many attention heads."""
+
 NEURON_STEP = 32
 """A layer keeps a multiple of this many neurons: narrower steps leave vector units idle, and save nothing."""
 
@@ -47,20 +51,37 @@ class Importance:
     layers: NDArray[np.float64]
 
 
-def check_prunable(spec: Prune, depth: int, what: str) -> None:
-    """Checks that a layer remains, before anything is trained.
+def check_prunable(spec: Prune, size: Size, what: str) -> None:
+    """Checks that enough remains, before anything is trained.
+
+    Args:
+        spec: what is to be removed.
+        size: of the model.
+        what: variant, for the message.
 
     Raises:
-        CheckpointError: none would.
+        CheckpointError: no layer would, or a larger share is to be removed than layers can be without.
     """
-    if spec.layers >= depth:
-        raise CheckpointError(f"{what}: prune.layers: the teacher has {depth} layers, {spec.layers} cannot be removed")
+    if spec.layers >= size.layers:
+        raise CheckpointError(
+            f"{what}: prune.layers: the teacher has {size.layers} layers, {spec.layers} cannot be removed"
+        )
+    for key, share, least, parts, name in (
+        ("heads", spec.heads, LEAST_HEADS, size.heads, "attention heads"),
+        ("ffn", spec.ffn, NEURON_STEP, size.neurons, "feed-forward neurons"),
+    ):
+        largest = max(0.0, 1 - least / parts)
+        if share > largest:
+            raise CheckpointError(
+                f"{what}: prune.{key}: a share of {share:g} cannot be removed, every layer keeps {least} of its "
+                f"{parts} {name}: at most {math.floor(1000 * largest) / 1000:g}"
+            )
 
 
 def chosen_shape(importance: Importance, spec: Prune) -> Shape:
     """What remains when the least important parts go."""
     kept = sorted(np.argsort(importance.layers, kind="stable")[spec.layers :].tolist())
-    heads = kept_parts(importance.heads[kept], spec.heads, at_least=1, step=1)
+    heads = kept_parts(importance.heads[kept], spec.heads, at_least=LEAST_HEADS, step=1)
     neurons = kept_parts(importance.neurons[kept], spec.ffn, at_least=NEURON_STEP, step=NEURON_STEP)
     return Shape(kept, heads if spec.heads else None, neurons if spec.ffn else None)
 

@@ -76,7 +76,7 @@ def quantize_int8(
         Names of the blocks that stayed in fp32, the most sensitive one first.
 
     Raises:
-        CheckpointError: a block that is named is none of the graph's.
+        CheckpointError: a block that is named is none of the graph's, or there are fewer than are to stay in fp32.
     """
     kept = _kept(source, spec, texts, reduce_range)
     found = blocks(source) if kept else {}
@@ -89,6 +89,12 @@ def _kept(source: Path, spec: Quantize, texts: Sequence[Feeds], reduce_range: bo
     if isinstance(spec.keep_fp32, int):
         if spec.keep_fp32 == 0:
             return ()
+        known = blocks(source)
+        if spec.keep_fp32 > len(known):
+            raise CheckpointError(
+                f"quantize.keep_fp32: {spec.keep_fp32} blocks cannot stay in fp32, the model has {len(known)}: "
+                f"{', '.join(known)}"
+            )
         harm = sensitivity(source, spec, texts, reduce_range=reduce_range)
         return sorted(harm, key=lambda name: -harm[name])[: spec.keep_fp32]
     known = blocks(source)
@@ -98,23 +104,31 @@ def _kept(source: Path, spec: Quantize, texts: Sequence[Feeds], reduce_range: bo
     return spec.keep_fp32
 
 
-def check_blocks(names: Sequence[str], depth: int, variant: str) -> None:
-    """Checks the names of blocks before there is a graph to look for them in.
+def check_blocks(kept: int | Sequence[str], depth: int, variant: str) -> None:
+    """Checks which blocks stay in fp32 before there is a graph to look for them in.
 
     Args:
-        names: as a recipe gives them.
+        kept: their number, or their names, as a recipe gives them.
         depth: layers of the model.
         variant: its name.
 
     Raises:
-        CheckpointError: a name is none that a model of that depth can have.
+        CheckpointError: there are more than a model of that depth can have, or a name is none of its names.
     """
-    for name in names:
+    layers = f"head, and attention and feed-forward of layers 1 to {depth}"
+    if isinstance(kept, int):
+        if kept > 2 * depth + 1:
+            raise CheckpointError(
+                f"{variant}: quantize.keep_fp32: {kept} blocks cannot stay in fp32, the model has at most "
+                f"{2 * depth + 1}: {layers}"
+            )
+        return
+    for name in kept:
         found = BLOCK.fullmatch(name)
         if found is None or (found[1] is not None and not 1 <= int(found[1]) <= depth):
             raise CheckpointError(
-                f"{variant}: quantize.keep_fp32: the model has no block {name!r}; it has head, and attention and "
-                f"feed-forward of layers 1 to {depth}, for example 'layer 1 attention'"
+                f"{variant}: quantize.keep_fp32: the model has no block {name!r}; it has {layers}, for example "
+                "'layer 1 attention'"
             )
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from millis_pipeline.aot import check_compiler
-from millis_pipeline.architectures import Encoder, Shape, depth_of, shaped, stated_depth
+from millis_pipeline.architectures import Encoder, Shape, Size, shaped, size_of, stated_depth
 from millis_pipeline.checkpoint import Checkpoint, CheckpointError, load_tokenizer
 from millis_pipeline.data import check_known, read_texts
 from millis_pipeline.distill import (
@@ -49,30 +49,31 @@ def check_variants(variants: Sequence[VariantRecipe], folder: Path) -> None:
         folder: of the checkpoint.
 
     Raises:
-        CheckpointError: its architecture is not supported, it has too few layers, its tokenizer cannot be trimmed, or
-            a block that is to stay in fp32 is none of the model's.
+        CheckpointError: its architecture is not supported, it has too few layers, heads, neurons or blocks for what is
+            asked, its tokenizer cannot be trimmed, or a block that is to stay in fp32 is none of the model's.
         ExportError: a variant is to be compiled, and there is no compiler.
     """
     if any(variant.compile is not None for variant in variants):
         check_compiler()
     reshaped = [variant for variant in variants if variant.trained or variant.trim is not None]
     if reshaped:
-        _check_shapes(reshaped, depth_of(folder))
+        _check_shapes(reshaped, size_of(folder))
     for variant in variants:
         if variant.trim is not None:
             check_trimmable(load_tokenizer(str(folder), folder), variant.name)
-        if variant.quantize is not None and not isinstance(variant.quantize.keep_fp32, int):
+        if variant.quantize is not None and variant.quantize.keep_fp32:
             depth = stated_depth(folder)
             if depth is not None:  # else the graph will tell
                 check_blocks(variant.quantize.keep_fp32, _depth_left(variant, depth), variant.name)
 
 
-def _check_shapes(variants: Sequence[VariantRecipe], depth: int) -> None:
+def _check_shapes(variants: Sequence[VariantRecipe], size: Size) -> None:
+    depth = size.layers
     for variant in variants:
         if variant.distill is not None:
             check_depth(taken_layers(variant.distill, depth), depth, variant.name)
         if variant.prune is not None:
-            check_prunable(variant.prune, depth, variant.name)
+            check_prunable(variant.prune, size, variant.name)
         if variant.exits is not None:
             check_exits(variant.exits.after, _depth_left(variant, depth), variant.name)
 

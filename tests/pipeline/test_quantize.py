@@ -77,6 +77,16 @@ def test_blocks_that_are_named_stay_in_fp32(tmp_path, graph) -> None:
     assert left == {*found["layer 2 attention"], *found["head"]}
 
 
+def test_more_blocks_than_the_graph_has_cannot_stay_in_fp32(tmp_path, graph, texts) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        quantize_int8(
+            graph, tmp_path / "int8.onnx", reduce_range=True, spec=Quantize(method="dynamic", keep_fp32=6), texts=texts
+        )
+    assert str(caught.value) == (
+        f"quantize.keep_fp32: 6 blocks cannot stay in fp32, the model has 5: {', '.join(BLOCKS)}"
+    )
+
+
 def test_a_block_that_there_is_not_is_named_in_the_error(tmp_path, graph) -> None:
     spec = Quantize(method="dynamic", keep_fp32=("layer 3 attention",))
     with pytest.raises(CheckpointError) as caught:

@@ -204,6 +204,11 @@ def deep(folder: Path) -> Path:
     return tiny.text_classifier(folder)
 
 
+def distilled(folder: Path) -> Path:
+    ARCHITECTURES["distilbert"].save_pretrained(folder)
+    return folder
+
+
 def by_words(folder: Path) -> Path:
     tiny.text_classifier(folder)
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1}, unk_token="[UNK]"))
@@ -235,6 +240,32 @@ def unsupported(folder: Path) -> Path:
             deep,
             VariantRecipe(name="x", prune=Prune(layers=2)),
             "x: prune.layers: the teacher has 2 layers, 2 cannot be removed",
+        ),
+        (
+            deep,
+            VariantRecipe(name="x", prune=Prune(heads=0.51)),
+            (
+                "x: prune.heads: a share of 0.51 cannot be removed, every layer keeps 1 of its 2 attention heads: "
+                "at most 0.5"
+            ),
+        ),
+        (
+            deep,
+            VariantRecipe(name="x", distill=Distill(layers=1), prune=Prune(heads=0.5, ffn=0.999)),
+            (
+                "x: prune.ffn: a share of 0.999 cannot be removed, every layer keeps 32 of its "
+                "64 feed-forward neurons: "
+                "at most 0.5"
+            ),
+        ),
+        (
+            distilled,
+            VariantRecipe(name="x", prune=Prune(ffn=0.76)),
+            (
+                "x: prune.ffn: a share of 0.76 cannot be removed, every layer keeps 32 of its "
+                "128 feed-forward neurons: "
+                "at most 0.75"
+            ),
         ),
         (
             unsupported,
@@ -269,6 +300,22 @@ def unsupported(folder: Path) -> Path:
                 "feed-forward of layers 1 to 1, for example 'layer 1 attention'"
             ),
         ),
+        (
+            deep,
+            VariantRecipe(name="x", quantize=Quantize(method="dynamic", keep_fp32=6)),
+            (
+                "x: quantize.keep_fp32: 6 blocks cannot stay in fp32, the model has at most 5: head, and attention and "
+                "feed-forward of layers 1 to 2"
+            ),
+        ),
+        (
+            unsupported,
+            VariantRecipe(name="x", quantize=Quantize(method="static", keep_fp32=96)),
+            (
+                "x: quantize.keep_fp32: 96 blocks cannot stay in fp32, the model has at most 45: head, and attention "
+                "and feed-forward of layers 1 to 22"
+            ),
+        ),
     ],
 )
 def test_what_cannot_be_made_smaller_is_refused_before_training(
@@ -277,6 +324,11 @@ def test_what_cannot_be_made_smaller_is_refused_before_training(
     with pytest.raises(CheckpointError) as caught:
         check_variants([variant], write(tmp_path / "checkpoint"))
     assert str(caught.value) == message
+
+
+def test_the_largest_shares_and_all_blocks_are_what_there_is(tmp_path) -> None:
+    largest = VariantRecipe(name="x", prune=Prune(heads=0.5, ffn=0.5), quantize=Quantize(method="dynamic", keep_fp32=5))
+    check_variants([largest], tiny.text_classifier(tmp_path / "checkpoint"))
 
 
 def test_students_do_not_learn_from_what_they_are_measured_on_where_there_is_no_test_data(tmp_path) -> None:
