@@ -115,7 +115,8 @@ class _Eager(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self, checkpoint: str, workers: int) -> None:
         import torch
 
-        from millis_pipeline.checkpoint import load, resolve
+        from millis_pipeline.checkpoint import load
+        from millis_pipeline.sources import resolve
 
         # As many threads in all as there are cores: PyTorch's default, shared by the workers.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))

@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 import millis
 from benchmarks.gateway import running_gateway
-from millis_pipeline.checkpoint import Checkpoint, load, resolve
+from millis_pipeline.checkpoint import Checkpoint, load
 from millis_pipeline.data import TextExamples, TokenExamples, read_text_examples, read_token_examples, to_iob2
 from millis_pipeline.evaluate import classification_scores, entity_scores
 from millis_pipeline.recipe import Recipe, load_recipe
 from millis_pipeline.run import run_all, torch_runner
+from millis_pipeline.sources import resolve
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.verify import evaluation_set, predict, word_tags
 from millis_server.tasks import windows

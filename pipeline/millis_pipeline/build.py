@@ -24,14 +24,14 @@ from millis_pipeline.assess import Assessed, assess
 from millis_pipeline.build_options import build_parser
 from millis_pipeline.calibrate import steady
 from millis_pipeline.candidates import CandidateMaker
-from millis_pipeline.checkpoint import PACKAGE_PREFIX, Checkpoint, CheckpointError, load, resolve
+from millis_pipeline.checkpoint import Checkpoint, CheckpointError, load
 from millis_pipeline.data import DataError
 from millis_pipeline.decoders.recipe import DecoderRecipe
 from millis_pipeline.export import ExportError
 from millis_pipeline.finetune import finetune
 from millis_pipeline.gate import Decision, decide, decide_unmeasured
 from millis_pipeline.interruption import raise_on_signals
-from millis_pipeline.job import Job, read_evaluation, read_job
+from millis_pipeline.job import Job, check_evaluation, read_evaluation, read_job
 from millis_pipeline.libraries import versions_of
 from millis_pipeline.memory import MeasurementError
 from millis_pipeline.precision import possible_here
@@ -41,6 +41,7 @@ from millis_pipeline.recipe import RecipeError
 from millis_pipeline.recipe_data import train_and_dev
 from millis_pipeline.report import Entry, write_report
 from millis_pipeline.side_by_side import Alone, Build, in_turn, side_by_side
+from millis_pipeline.sources import PACKAGE_PREFIX, resolve
 from millis_pipeline.students import Students, check_texts, check_variants, training_texts
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.verify import (
@@ -158,6 +159,8 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None, a
         check_texts(job.recipe)
     with staging(repository) as stage, tempfile.TemporaryDirectory(prefix="millis-") as scratch:
         teacher = _teacher(job, Path(scratch), keep)
+        if teacher.labels:
+            check_evaluation(job, examples, teacher.answers)
         tokenizer = write_tokenizer(teacher.tokenizer, Path(scratch) / TOKENIZER_FILE)
         evaluation = evaluation_set(teacher, tokenizer, examples, measured_on)
         texts = training_texts(job.recipe, teacher) if job.recipe is not None else []

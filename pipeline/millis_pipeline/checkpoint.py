@@ -1,13 +1,11 @@
 """Loads a Hugging Face checkpoint as a module with one output, whatever its family and layout.
 
-A checkpoint is a local folder, a hub id, or `package:NAME` for a checkpoint that a Python package carries in its
-folder `model`. The layout of sentence-transformers (pooling, normalisation, maximal length) is honoured by loading
+The layout of sentence-transformers (pooling, normalisation, maximal length) is honoured by loading
 it with that library.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +27,6 @@ from millis_pipeline.classifier import MARKER_FILE, MeanPoolClassifier
 from millis_pipeline.sentence_config import CONFIG_FILE, SentenceConfig, read_sentence_config
 from millis_server.manifest import TaskName, TensorName
 
-PACKAGE_PREFIX = "package:"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model")
 UNLIMITED_TOKENS = 100_000
 """transformers writes a huge number where a tokenizer knows no limit."""
@@ -40,6 +37,21 @@ ROBERTA_FAMILY = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "data
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line and names the folder and the file."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a classifier can answer.
+
+    Attributes:
+        source: checkpoint as the user named it.
+        labels: in the order of the outputs.
+        multi_label: whether a text can have several labels.
+    """
+
+    source: str
+    labels: tuple[str, ...]
+    multi_label: bool
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,11 @@ class Checkpoint:
     normalized: bool = False
     activation: Literal["sigmoid", "identity"] = "identity"
     license: str = ""
+
+    @property
+    def answers(self) -> Answers:
+        """What it can answer, of a classifier."""
+        return Answers(self.source, self.labels, self.multi_label)
 
 
 class _Logits(nn.Module):  # type: ignore[misc]  # torch is not followed: its types cost mypy minutes
@@ -108,37 +125,12 @@ class _SentenceVector(nn.Module):  # type: ignore[misc]  # torch is not followed
         return vector[:, : self.model.truncate_dim]
 
 
-def resolve(source: str) -> Path:
-    """Finds the folder of a checkpoint; a hub id is downloaded.
-
-    Raises:
-        CheckpointError: there is no such checkpoint.
-    """
-    if source.startswith(PACKAGE_PREFIX):
-        return _package_folder(source)
-    folder = Path(source)
-    if folder.is_dir():
-        if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
-            raise CheckpointError(f"checkpoint {folder}: neither config.json nor modules.json is in it")
-        return folder
-    if source.startswith((".", "/")) or source.count("/") != 1:
-        raise CheckpointError(f"checkpoint {source}: no such folder, and no hub id (owner/name)")
-    from huggingface_hub import snapshot_download  # only here: local builds must not wait for a network
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, ignore_patterns=["*.bin.index*", "*.msgpack", "*.h5", "*.ot", "onnx/*"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = one_line(error)
-        raise CheckpointError(f"checkpoint {source}: not a folder, and the hub does not give it: {reason}") from error
-
-
 def load(source: str, folder: Path, task: TaskName | None = None) -> Checkpoint:
     """Loads a checkpoint for a task.
 
     Args:
         source: what the user named, for messages and the manifest.
-        folder: from `resolve`.
+        folder: from `sources.resolve`.
         task: None takes the one that the checkpoint's architecture implies.
 
     Raises:
@@ -190,23 +182,35 @@ def infer_task(source: str, folder: Path) -> TaskName:
     )
 
 
+def answers_of(source: str, folder: Path, task: TaskName) -> Answers:
+    """What a checkpoint with a head for a task answers, from its config.json.
+
+    Raises:
+        CheckpointError: it has no such head.
+    """
+    config = _config(source, folder)
+    suffix = "ForTokenClassification" if task == "token-classification" else "ForSequenceClassification"
+    architecture = (config.architectures or [""])[0]
+    if not architecture.endswith(suffix) and not (folder / MARKER_FILE).is_file():
+        raise CheckpointError(
+            f"checkpoint {source}: {architecture or 'its architecture'} has no trained head for {task}; "
+            "fine-tune it with a recipe first"
+        )
+    labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+    return Answers(source, labels, config.problem_type == "multi_label_classification")
+
+
 def _load_head(
     source: str, folder: Path, tokenizer: PreTrainedTokenizerFast, task: TaskName, stated: SentenceConfig
 ) -> Checkpoint:
     config = _config(source, folder)
+    answers = answers_of(source, folder, task)
     if (folder / MARKER_FILE).is_file():
         module: nn.Module = MeanPoolClassifier.load(folder)
     else:
         kind = AutoModelForTokenClassification if task == "token-classification" else AutoModelForSequenceClassification
-        suffix = "ForTokenClassification" if task == "token-classification" else "ForSequenceClassification"
-        architecture = (config.architectures or [""])[0]
-        if not architecture.endswith(suffix):
-            raise CheckpointError(
-                f"checkpoint {source}: {architecture or 'its architecture'} has no trained head for {task}; "
-                "fine-tune it with a recipe first"
-            )
         module = _Logits(kind.from_pretrained(folder))
-    labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+    labels = answers.labels
     if task == "cross-encoder" and len(labels) != 1:
         raise CheckpointError(f"checkpoint {source}: a cross-encoder has 1 output, this one has {len(labels)}")
     pairs = task == "cross-encoder" and getattr(config, "type_vocab_size", 0) > 1
@@ -219,7 +223,7 @@ def _load_head(
         inputs=("input_ids", "attention_mask", "token_type_ids") if with_types else ("input_ids", "attention_mask"),
         max_tokens=token_limit(config, tokenizer),
         labels=() if task == "cross-encoder" else labels,
-        multi_label=config.problem_type == "multi_label_classification",
+        multi_label=answers.multi_label,
         activation=_activation(source, stated, config) if task == "cross-encoder" else "identity",
         license=checkpoint_license(folder),
     )
@@ -315,14 +319,3 @@ def checkpoint_license(folder: Path) -> str:
         if line == "---":
             break
     return ""
-
-
-def _package_folder(source: str) -> Path:
-    name = source.removeprefix(PACKAGE_PREFIX)
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise CheckpointError(f"checkpoint {source}: no Python package {name!r} is installed")
-    folder = Path(spec.origin).parent / "model"
-    if not folder.is_dir():
-        raise CheckpointError(f"checkpoint {source}: the package has no folder {folder.name!r}")
-    return folder

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,19 @@ class TokenExamples:
     words: list[list[str]]
     tags: list[list[str]]
     lines: list[int]
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Has messages of data that cannot be used begin with the recipe's key, or the option, that names the file.
+
+    Raises:
+        DataError: from within, with the key.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from error
 
 
 def read_text_examples(
@@ -172,11 +186,28 @@ def check_known(
     """
     tokens = isinstance(examples, TokenExamples)
     rows = examples.tags if isinstance(examples, TokenExamples) else examples.labels
+    names = frozenset(known)
     for first, row in zip(examples.lines, rows, strict=True):
         for place, label in enumerate(row):
-            if label not in known:
+            if label not in names:
                 line = first + place if tokens else first
                 raise DataError(f"{path}:{line}: label {label!r} is not {where}")
+
+
+def check_single(examples: TextExamples, path: Path, source: str) -> None:
+    """Checks that every text has exactly one label, where a prediction is always one.
+
+    Args:
+        examples: to check.
+        path: of the data, for the message.
+        source: checkpoint that predicts, for the message.
+
+    Raises:
+        DataError: one has several, or none; the message names its line.
+    """
+    for labels, line in zip(examples.labels, examples.lines, strict=True):
+        if len(labels) != 1:
+            raise DataError(f"{path}:{line}: the text has {len(labels)} labels, and {source} gives a text 1")
 
 
 def _text(where: str, column: str, value: object) -> str:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from millis_pipeline.checkpoint import PACKAGE_PREFIX, infer_task, resolve
-from millis_pipeline.data import DataError, TextExamples, TokenExamples, read_text_examples, read_token_examples
+from millis_pipeline.checkpoint import Answers, infer_task
+from millis_pipeline.data import DataError, named, read_text_examples, read_token_examples
 from millis_pipeline.decoders.recipe import DEFAULT_VARIANTS as OPENVINO_VARIANTS
 from millis_pipeline.decoders.recipe import PYTORCH_VARIANTS, DecoderRecipe
 from millis_pipeline.recipe import Recipe, RecipeError, load_recipe
-from millis_pipeline.recipe_data import train_and_dev
+from millis_pipeline.recipe_data import Examples, check_answers, dev_key, train_and_dev
+from millis_pipeline.sources import PACKAGE_PREFIX, resolve
 from millis_pipeline.variants import DEFAULT_VARIANTS, VariantRecipe
 from millis_server.manifest import EngineName, TaskName
 
@@ -47,6 +48,13 @@ class Job:
     label_separator: str | None = None
     max_quality_loss: float = 0.01
     variants: tuple[VariantRecipe, ...] = DEFAULT_VARIANTS
+
+    @property
+    def evaluation_key(self) -> str:
+        """The key of the recipe, or the option, that names the data that it is measured on."""
+        if self.recipe is None:
+            return "--eval-data"
+        return "test" if self.evaluation is not None else dev_key(self.recipe)
 
 
 def read_job(source: str, arguments: argparse.Namespace) -> Job | DecoderRecipe:
@@ -134,7 +142,7 @@ def _plain_decoder(source: str, name: str, evaluation: Path | None, engine: Engi
         raise RecipeError(f"{source}: {message.replace('test:', '--eval-data:')}") from error
 
 
-def read_evaluation(job: Job) -> tuple[TextExamples | TokenExamples | None, str]:
+def read_evaluation(job: Job) -> tuple[Examples | None, str]:
     """The labelled data that a job is measured on, and its name; None where it has none.
 
     A recipe that trains and names no test data is measured on its dev data, which no weight was fitted to. Quality is
@@ -153,9 +161,30 @@ def read_evaluation(job: Job) -> tuple[TextExamples | TokenExamples | None, str]
     task = job.task or infer_task(job.source, resolve(job.source))
     if job.recipe is None:
         _check_separator(job.label_separator, task, job.evaluation)
-    if task == "cross-encoder":
-        raise DataError(f"{job.evaluation}: evaluation data for cross-encoders is not supported")
-    if task == "token-classification":
-        return read_token_examples(job.evaluation), job.dataset
-    label = job.label_column if task == "text-classification" else None
-    return read_text_examples(job.evaluation, job.text_column, label, job.label_separator), job.dataset
+    with named(job.evaluation_key):
+        if task == "cross-encoder":
+            raise DataError(f"{job.evaluation}: evaluation data for cross-encoders is not supported")
+        if task == "token-classification":
+            return read_token_examples(job.evaluation), job.dataset
+        label = job.label_column if task == "text-classification" else None
+        return read_text_examples(job.evaluation, job.text_column, label, job.label_separator), job.dataset
+
+
+def check_evaluation(job: Job, examples: Examples | None, answers: Answers) -> None:
+    """Checks that a checkpoint can give the labels of the data that it is measured on.
+
+    Args:
+        job: that is measured.
+        examples: from `read_evaluation`.
+        answers: of the checkpoint, or what it is fine-tuned to.
+
+    Raises:
+        DataError: it cannot; the message names file and line.
+    """
+    if examples is None:
+        return
+    path = job.evaluation
+    if path is None:
+        assert job.recipe is not None, "only a recipe has dev data. This is a bug."
+        path = getattr(job.recipe, job.evaluation_key)
+    check_answers(examples, answers, job.evaluation_key, path)

@@ -17,8 +17,8 @@ from torch import nn
 
 from millis_pipeline.aot import check_compiler
 from millis_pipeline.architectures import Encoder, Shape, Size, shaped, size_of, stated_depth
-from millis_pipeline.checkpoint import Checkpoint, CheckpointError, load_tokenizer
-from millis_pipeline.data import check_known, read_texts
+from millis_pipeline.checkpoint import Checkpoint, load_tokenizer
+from millis_pipeline.data import named, read_texts
 from millis_pipeline.distill import (
     check_depth,
     imitate,
@@ -32,7 +32,7 @@ from millis_pipeline.exits import ExitModel, check_exits, exit_loss
 from millis_pipeline.prune import check_prunable, chosen_shape, measure_importance
 from millis_pipeline.quantize import check_blocks
 from millis_pipeline.recipe import Recipe
-from millis_pipeline.recipe_data import read_examples, train_and_dev
+from millis_pipeline.recipe_data import taught_data
 from millis_pipeline.teacher import Lesson, Teaching, noisy, teach
 from millis_pipeline.variants import Distill, Exits, Prune, VariantRecipe
 from millis_pipeline.vocabulary import check_trimmable
@@ -91,7 +91,12 @@ def check_texts(recipe: Recipe) -> None:
         DataError: the file cannot be used.
     """
     if recipe.unlabelled is not None:
-        read_texts(recipe.unlabelled, recipe.text_column)
+        _unlabelled(recipe, recipe.unlabelled)
+
+
+def _unlabelled(recipe: Recipe, path: Path) -> list[str]:
+    with named("unlabelled"):
+        return read_texts(path, recipe.text_column)
 
 
 def training_texts(recipe: Recipe, checkpoint: Checkpoint) -> list[Example]:
@@ -104,12 +109,7 @@ def training_texts(recipe: Recipe, checkpoint: Checkpoint) -> list[Example]:
     max_tokens = min(recipe.max_tokens, checkpoint.max_tokens)
     examples: list[Example] = []
     if recipe.train is not None:
-        if recipe.label_separator is not None and not checkpoint.multi_label:
-            raise CheckpointError(f"{checkpoint.source}: it gives a text 1 label; label_separator says several")
-        # Exits are calibrated, and what has no test data is measured, on dev data that nobody may have learned from.
-        held_out = recipe.test is None or any(variant.exits is not None for variant in recipe.variants)
-        labelled = train_and_dev(recipe)[0] if held_out else read_examples(recipe, recipe.train)
-        check_known(labelled, checkpoint.labels, recipe.train, "one of the teacher's")
+        labelled = taught_data(recipe, checkpoint.answers)
         task = Task(
             labels=checkpoint.labels,
             tokens=checkpoint.task == "token-classification",
@@ -118,7 +118,7 @@ def training_texts(recipe: Recipe, checkpoint: Checkpoint) -> list[Example]:
         )
         examples += prepare(labelled, checkpoint.tokenizer, task, max_tokens)
     if recipe.unlabelled is not None:
-        texts = read_texts(recipe.unlabelled, recipe.text_column)
+        texts = _unlabelled(recipe, recipe.unlabelled)
         encoded = checkpoint.tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
         examples += [Example(ids, None, [], []) for ids in encoded]
     return examples

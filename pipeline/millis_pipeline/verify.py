@@ -96,23 +96,15 @@ def evaluation_set(
     Args:
         checkpoint: whose limits and labels hold.
         tokenizer: as written for the gateway.
-        examples: labelled data; None takes the built-in texts.
+        examples: labelled data, with labels that the checkpoint knows; None takes the built-in texts.
         name: of the data set.
-
-    Raises:
-        VerificationError: a label of the data is none of the checkpoint's, or a text has several and the checkpoint
-            gives one.
     """
     pad_id = checkpoint.tokenizer.pad_token_id or 0
     if isinstance(examples, TokenExamples):
-        _check_labels(checkpoint, {tag for tags in examples.tags for tag in tags}, name)
         texts = [" ".join(words) for words in examples.words]
         rows = tokenize(tokenizer, texts, checkpoint.max_tokens, pad_id)
         return EvaluationSet(name, texts, rows, words=examples.words, tags=examples.tags)
     if examples is not None:
-        if checkpoint.task == "text-classification":
-            _check_labels(checkpoint, {label for labels in examples.labels for label in labels}, name)
-            _check_single(checkpoint, examples, name)
         rows = tokenize(tokenizer, examples.texts, checkpoint.max_tokens, pad_id)
         return EvaluationSet(name, examples.texts, rows, labels=examples.labels)
     inputs: Sequence[str] | Sequence[tuple[str, str]] = BUILT_IN_TEXTS
@@ -237,26 +229,6 @@ def _places(encoding: Encoding) -> list[tuple[int, int]]:
         (0, 0) if special else place
         for place, special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
     ]
-
-
-def _check_labels(checkpoint: Checkpoint, found: set[str], name: str) -> None:
-    unknown = sorted(found - set(checkpoint.labels))
-    if unknown:
-        raise VerificationError(
-            f"{name}: label {unknown[0]!r} is none of the {len(checkpoint.labels)} labels of {checkpoint.source}: "
-            f"{', '.join(checkpoint.labels[:8])}{', …' if len(checkpoint.labels) > 8 else ''}"
-        )
-
-
-def _check_single(checkpoint: Checkpoint, examples: TextExamples, name: str) -> None:
-    """Refuses data with several labels, or none, for a text where a prediction is always one."""
-    if checkpoint.multi_label:
-        return
-    for labels, line in zip(examples.labels, examples.lines, strict=True):
-        if len(labels) != 1:
-            raise VerificationError(
-                f"{name}, line {line}: the text has {len(labels)} labels, and {checkpoint.source} gives a text 1"
-            )
 
 
 def _agreement(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]], *, by_word: bool) -> float:

@@ -148,7 +148,7 @@ def test_bad_data_is_one_clear_line_and_publishes_nothing(tmp_path, backbone, ca
 @pytest.mark.parametrize(
     ("key", "options", "message"),
     [
-        ("unlabelled: more.txt", [], "{folder}/more.txt: No such file or directory"),
+        ("unlabelled: more.txt", [], "unlabelled: {folder}/more.txt: No such file or directory"),
         ("", ["--keep", "data.csv"], "--keep {folder}/data.csv: File exists"),
         ("", ["--reports", "data.csv/in"], "--reports {folder}/data.csv/in: Not a directory"),
     ],
@@ -174,7 +174,10 @@ def test_a_checkpoint_that_cannot_be_used_is_one_clear_line(tmp_path, backbone, 
         ([str(backbone), "--task", "text-classification"], "has no trained head for text-classification"),
         ([str(tmp_path / "none")], "no such folder"),
         (["package:no_such_package"], "no Python package 'no_such_package' is installed"),
-        ([str(good), "--eval-data", str(labelled)], "label 'animal' is none of the 3 labels"),
+        (
+            [str(good), "--eval-data", str(labelled)],
+            f"--eval-data: {labelled}:2: label 'animal' is not one of the 3 labels of",
+        ),
     ):
         assert build.main([*arguments, "--repository", str(tmp_path / "repository")]) == 1
         last = capsys.readouterr().err.strip().splitlines()[-1]
@@ -235,7 +238,7 @@ def test_a_checkpoint_with_several_labels_for_a_text_is_measured_on_data_with_a_
         (
             tiny.text_classifier,
             ["--label-separator", "|", "--eval-data", "test.csv"],
-            "test.csv, line 2: the text has 2 labels, and {folder} gives a text 1",
+            "--eval-data: test.csv:2: the text has 2 labels, and {folder} gives a text 1",
         ),
     ],
 )

@@ -169,7 +169,7 @@ def test_dev_data_that_does_not_fit_stops_before_training(
         table(tmp_path / "dev.csv", ["one", "two"], dev)
     with pytest.raises(DataError) as caught:
         finetune(recipe(backbone, train, dev=tmp_path / "dev.csv"), backbone, tmp_path / "out")
-    assert str(caught.value) == f"{tmp_path}/{message}"
+    assert str(caught.value) == f"dev: {tmp_path}/{message}"
     assert not (tmp_path / "out").exists()
 
 
@@ -184,7 +184,7 @@ def test_one_example_cannot_be_split(tmp_path: Path, backbone: Path) -> None:
     train.write_text(SENTENCE)
     with pytest.raises(DataError) as caught:
         finetune(recipe(backbone, train, "token-classification"), backbone, tmp_path / "out")
-    assert str(caught.value) == f"{train}: it has 1 example; at least 2 are needed, or a dev set"
+    assert str(caught.value) == f"train: {train}: it has 1 example; at least 2 are needed, or a dev set"
 
 
 def test_a_checkpoint_without_tokenizer_or_weights_is_named(tmp_path: Path, backbone: Path) -> None:

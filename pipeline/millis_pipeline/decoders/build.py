@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from millis_pipeline.checkpoint import CheckpointError, resolve
+from millis_pipeline.checkpoint import CheckpointError
 from millis_pipeline.decoders.candidates import DecoderCandidate, DecoderMaker
 from millis_pipeline.decoders.checkpoint import Decoder, load_decoder
 from millis_pipeline.decoders.convert import check_attention
@@ -42,6 +42,7 @@ from millis_pipeline.gate import Decision, Measured, decide, decide_unmeasured
 from millis_pipeline.libraries import versions_of
 from millis_pipeline.publish import publish, staging, write_version
 from millis_pipeline.side_by_side import Alone, in_turn
+from millis_pipeline.sources import resolve
 from millis_pipeline.verify import Judgement
 from millis_server.manifest import Generation, GreedyCheck, LatencyProfile, Manifest, Provenance
 from millis_server.manifest_files import sha256

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from millis_pipeline.checkpoint import CheckpointError, resolve
+from millis_pipeline.checkpoint import CheckpointError
 from millis_pipeline.decoders.checkpoint import Decoder, load_decoder
 from millis_pipeline.decoders.compress import compress
 from millis_pipeline.decoders.convert import GRAPH_FILE, WEIGHTS_FILE, convert
@@ -24,6 +24,7 @@ from millis_pipeline.decoders.samples import Sample, make_samples
 from millis_pipeline.decoders.shrink import distill, kept_layers, with_layers
 from millis_pipeline.decoders.tokenizer import ENGINE_FILES, write_engine_tokenizer
 from millis_pipeline.decoders.train import split_documents
+from millis_pipeline.sources import resolve
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_server.manifest import TOKENIZER_FILE
 

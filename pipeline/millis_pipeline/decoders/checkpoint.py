@@ -64,7 +64,7 @@ def load_decoder(source: str, folder: Path, graph: bool = True) -> Decoder:
 
     Args:
         source: what the user named, for messages and the manifest.
-        folder: from `millis_pipeline.checkpoint.resolve`.
+        folder: from `millis_pipeline.sources.resolve`.
         graph: whether it becomes a graph, which holds the context to what `context_of` says.
 
     Raises:
