@@ -30,6 +30,7 @@ from millis_pipeline.decoders.recipe import DecoderRecipe
 from millis_pipeline.export import ExportError
 from millis_pipeline.finetune import finetune
 from millis_pipeline.gate import Decision, decide, decide_unmeasured
+from millis_pipeline.inputs import check_inputs
 from millis_pipeline.interruption import raise_on_signals
 from millis_pipeline.job import Job, check_evaluation, read_evaluation, read_job
 from millis_pipeline.libraries import versions_of
@@ -42,7 +43,7 @@ from millis_pipeline.recipe_data import train_and_dev
 from millis_pipeline.report import Entry, write_report
 from millis_pipeline.side_by_side import Alone, Build, in_turn, side_by_side
 from millis_pipeline.sources import PACKAGE_PREFIX, resolve
-from millis_pipeline.students import Students, check_texts, check_variants, training_texts
+from millis_pipeline.students import Students, check_variants, training_texts
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.verify import (
     FP32_TOLERANCE,
@@ -104,10 +105,23 @@ def _build_all(jobs: Sequence[Job | DecoderRecipe], arguments: argparse.Namespac
         if job.name in encoders or job.name in decoders:
             raise RecipeError(f"{source}: model {job.name!r} is that of another source too; build one at a time")
         (encoders if isinstance(job, Job) else decoders)[job.name] = partial(_build, job, arguments)
+    wrong = [_wrong(job) for job in jobs]
+    if any(wrong):
+        return 1
     at_once = min(len(encoders), arguments.jobs)
     codes = side_by_side(encoders, at_once) if at_once > 1 else [build_one(in_turn) for build_one in encoders.values()]
     codes += [build_one(in_turn) for build_one in decoders.values()]
     return max(codes)
+
+
+def _wrong(job: Job | DecoderRecipe) -> bool:
+    """Says what is wrong with the inputs of a job, if anything is."""
+    try:
+        check_inputs(job)
+    except ERRORS as error:
+        _failed(error)
+        return True
+    return False
 
 
 def _build(job: Job | DecoderRecipe, arguments: argparse.Namespace, alone: Alone) -> int:
@@ -155,8 +169,6 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None, a
     variants, left_out = possible_here(job.variants)
     job = replace(job, variants=variants)
     examples, measured_on = read_evaluation(job)
-    if job.recipe is not None:
-        check_texts(job.recipe)
     with staging(repository) as stage, tempfile.TemporaryDirectory(prefix="millis-") as scratch:
         teacher = _teacher(job, Path(scratch), keep)
         if teacher.labels:
