@@ -92,7 +92,7 @@ class Checkpoint:
         return Answers(self.source, self.labels, self.multi_label)
 
 
-class _Logits(nn.Module):  # type: ignore[misc]  # torch is not followed: its types cost mypy minutes
+class Logits(nn.Module):  # type: ignore[misc]  # torch is not followed: its types cost mypy minutes
     """A transformers model with a head, reduced to its logits."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -106,6 +106,7 @@ class _Logits(nn.Module):  # type: ignore[misc]  # torch is not followed: its ty
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """Logits [texts, labels], or [texts, tokens, labels]."""
         given = {"input_ids": input_ids, "token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds}
         named = {name: tensor for name, tensor in given.items() if tensor is not None}
         logits: torch.Tensor = self.model(attention_mask=attention_mask, **named).logits
@@ -209,7 +210,7 @@ def _load_head(
         module: nn.Module = MeanPoolClassifier.load(folder)
     else:
         kind = AutoModelForTokenClassification if task == "token-classification" else AutoModelForSequenceClassification
-        module = _Logits(kind.from_pretrained(folder))
+        module = Logits(kind.from_pretrained(folder))
     labels = answers.labels
     if task == "cross-encoder" and len(labels) != 1:
         raise CheckpointError(f"checkpoint {source}: a cross-encoder has 1 output, this one has {len(labels)}")

@@ -22,10 +22,11 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from millis_pipeline.architectures import Encoder
-from millis_pipeline.checkpoint import CheckpointError, load_tokenizer, one_line, token_limit
+from millis_pipeline.checkpoint import CheckpointError, Logits, load_tokenizer, one_line, token_limit
 from millis_pipeline.classifier import MeanPoolClassifier
 from millis_pipeline.evaluate import classification_scores, entity_scores
 from millis_pipeline.examples import IGNORED, Example, Task, batches, pad, prepare
+from millis_pipeline.export import ExportError, check_exportable
 from millis_pipeline.recipe import Recipe
 from millis_pipeline.recipe_data import labelled_data
 
@@ -46,7 +47,8 @@ def finetune(recipe: Recipe, checkpoint: Path, output: Path) -> None:
         output: folder to write.
 
     Raises:
-        CheckpointError: the checkpoint has no tokenizer, or is no encoder that transformers can load.
+        CheckpointError: the checkpoint has no tokenizer, is no encoder that transformers can load, or cannot be
+            exported when it is trained.
         DataError: the data cannot be used.
     """
     torch.manual_seed(recipe.seed)
@@ -62,6 +64,7 @@ def finetune(recipe: Recipe, checkpoint: Path, output: Path) -> None:
     model = _model(recipe, checkpoint, task)
     max_tokens = min(recipe.max_tokens, token_limit(model.config, tokenizer))
     examples = prepare(train, tokenizer, task, max_tokens)
+    _dry_run(recipe, task, model, examples)
     if isinstance(model, MeanPoolClassifier) and not task.multi_label:
         _imprint(model, examples, task)
     best = _fit(recipe, task, model, examples, prepare(dev, tokenizer, task, max_tokens))
@@ -80,7 +83,7 @@ def _model(recipe: Recipe, checkpoint: Path, task: Task) -> Any:
     disable_progress_bar()
     try:
         model = _with_head(checkpoint, task)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers raises whatever the architecture makes it raise
         raise CheckpointError(f"checkpoint {recipe.checkpoint}: {one_line(error)}") from error
     if recipe.freeze_embeddings:
         backbone = model.backbone if isinstance(model, MeanPoolClassifier) else model
@@ -88,6 +91,29 @@ def _model(recipe: Recipe, checkpoint: Path, task: Task) -> Any:
     if recipe.freeze_layers:
         _freeze(model, recipe)
     return model
+
+
+def _dry_run(recipe: Recipe, task: Task, model: nn.Module, examples: Sequence[Example]) -> None:
+    """Asks the untrained model for what its training would only come to after minutes: answers, and an export.
+
+    Raises:
+        CheckpointError: it cannot give them.
+    """
+    shortest_and_longest = [choose(examples, key=lambda example: len(example.ids)) for choose in (min, max)]
+    model.eval()
+    try:
+        with torch.no_grad():
+            _logits(model, shortest_and_longest, task)
+    except Exception as error:  # an architecture that is no encoder fails as it likes
+        kind = model.config.model_type
+        raise CheckpointError(
+            f"checkpoint {recipe.checkpoint}: {kind} does not answer a text as an encoder does: {one_line(error)}"
+        ) from error
+    module = model if isinstance(model, MeanPoolClassifier) else Logits(model)
+    try:
+        check_exportable(module, ("input_ids", "attention_mask"), "it")
+    except ExportError as error:
+        raise CheckpointError(f"checkpoint {recipe.checkpoint}: {error}") from error
 
 
 def _freeze(model: nn.Module, recipe: Recipe) -> None:

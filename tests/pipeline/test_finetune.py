@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, BertModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertModel,
+    CLIPTextConfig,
+    LongformerConfig,
+    PreTrainedConfig,
+    T5Config,
+)
 
 from millis_pipeline.checkpoint import CheckpointError, load
 from millis_pipeline.classifier import MeanPoolClassifier
@@ -197,6 +205,53 @@ def test_a_checkpoint_without_tokenizer_or_weights_is_named(tmp_path: Path, back
     (bare / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"^checkpoint .*/bare: [^\n]+$"):
         finetune(recipe(bare, train), bare, tmp_path / "out")
+
+
+def other_backbone(folder: Path, config: PreTrainedConfig) -> Path:
+    """Writes a tiny model of an architecture that nothing here was made for."""
+    AutoModel.from_config(config).save_pretrained(folder)
+    tiny.wordpiece_tokenizer().save_pretrained(folder)
+    return folder
+
+
+LONGFORMER = LongformerConfig(
+    vocab_size=300,
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=128,
+    attention_window=[8],
+    pad_token_id=0,
+)
+T5 = T5Config(vocab_size=300, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
+CLIP = CLIPTextConfig(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "message"),
+    [
+        # What the libraries say of it is theirs.
+        (T5, "text-classification", "t5 does not answer a text as an encoder does: "),
+        (CLIP, "token-classification", "Unrecognized configuration class "),
+        (LONGFORMER, "text-classification", "it cannot be exported to ONNX: "),
+    ],
+    ids=["no encoder", "no such head", "no graph"],
+)
+def test_what_training_could_come_to_nothing_with_is_one_line_before_it_begins(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], config: PreTrainedConfig, task: str, message: str
+) -> None:
+    source = other_backbone(tmp_path / "other", config)
+    train = table(tmp_path / "train.csv", TEXTS, LABELS)
+    if task == "token-classification":
+        train = tmp_path / "train.conll"
+        train.write_text(SENTENCE * 4)
+    with pytest.raises(CheckpointError) as caught:
+        finetune(recipe(source, train, task), source, tmp_path / "out")
+    expected = f"checkpoint {source}: {message}"
+    said = str(caught.value)
+    assert (said[: len(expected)], said.count("\n"), capfd.readouterr().out) == (expected, 0, "")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_mean_pooling_classifier_is_read_back_and_ignores_padding(tmp_path: Path) -> None:
