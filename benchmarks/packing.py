@@ -26,9 +26,9 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoModel
 
-from millis_pipeline.checkpoint import resolve
 from millis_pipeline.machine import machine
 from millis_pipeline.quantize import needs_reduced_range, quantize_int8
+from millis_pipeline.sources import resolve
 from millis_pipeline.variants import Quantize
 from millis_server.triton.backend.microbatch import plan
 
