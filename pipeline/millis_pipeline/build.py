@@ -37,7 +37,6 @@ from millis_pipeline.libraries import versions_of
 from millis_pipeline.memory import MeasurementError
 from millis_pipeline.precision import possible_here
 from millis_pipeline.publish import PublishError, check_folder, publish, staging, write_version
-from millis_pipeline.quantize import needs_reduced_range
 from millis_pipeline.recipe import RecipeError
 from millis_pipeline.recipe_data import train_and_dev
 from millis_pipeline.report import Entry, write_report
@@ -55,6 +54,7 @@ from millis_pipeline.verify import (
 )
 from millis_server.manifest import TOKENIZER_FILE, Manifest, Provenance
 from millis_server.manifest_files import sha256
+from millis_server.processor import saturates
 
 ERRORS = (CheckpointError, DataError, ExportError, MeasurementError, PublishError, RecipeError, VerificationError)
 """What a user can mend; anything else is a bug and shows its traceback."""
@@ -186,7 +186,7 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None, a
             texts,
             _held_out(job, teacher, tokenizer),
             stage,
-            reduce_range=needs_reduced_range(),
+            reduce_range=saturates(),
             say=partial(_say, job),
             alone=alone,
         )
@@ -262,6 +262,7 @@ def _entry(job: Job, one: Assessed, decision: Decision) -> Entry:
         quality=one.judgement.quality,
         latency=one.latency,
         provenance=_provenance(job, checkpoint, candidate.steps),
+        weight_bits=0 if candidate.recipe.quantize is None else 7 if saturates() else 8,
         precision=candidate.precision,
         exits=one.exits,
         self_check=self_checks(checkpoint, one.evaluation, candidate.runner(), _checked(one)),

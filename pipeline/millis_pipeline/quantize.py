@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import logging
-import platform
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -32,7 +31,6 @@ from millis_pipeline.checkpoint import CheckpointError
 from millis_pipeline.run import Feeds, graph_runner
 from millis_pipeline.variants import Quantize
 
-VNNI_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 GEMM_PRODUCT = "_MatMul"
 """What ONNX Runtime's quantizer adds to the name of a Gemm for the product that it makes of it."""
 
@@ -43,16 +41,6 @@ BLOCK = re.compile(r"head|layer ([1-9]\d*) (?:attention|feed-forward)")
 """A block that a model can have, see `blocks`."""
 
 LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)(\.att)?")
-
-
-def needs_reduced_range(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether 8-bit weights would saturate on this processor: x86-64 without VNNI."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
-    for line in cpu_info.read_text().splitlines():
-        if line.startswith("flags"):
-            return not VNNI_FLAGS & set(line.split())
-    return True
 
 
 def quantize_int8(

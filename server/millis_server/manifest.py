@@ -209,6 +209,8 @@ class Manifest(_Part):
     """None when published without evaluation data."""
     latency: LatencyProfile | None = None
     provenance: Provenance
+    weight_bits: Literal[0, 7, 8] = 0
+    """Of int8 weights; 0 where none are quantized, or it is not known. 8 need a processor with VNNI."""
     precision: Precision = "f32"
     """Of a model that does not generate."""
     exits: tuple[Exit, ...] = ()

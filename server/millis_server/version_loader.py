@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import inf
@@ -14,12 +15,15 @@ from millis_server.catalogue import Refusal, Served
 from millis_server.errors import MillisError, ModelUnavailable
 from millis_server.manifest import TOKENIZER_FILE, Manifest
 from millis_server.manifest_files import ManifestError, read_manifest, verify_files
+from millis_server.processor import saturates
 from millis_server.settings import MAX_LANES, Settings
 from millis_server.tokenizer import Tokenizer
 from millis_server.triton.client import TritonClient
 from millis_server.triton.lane import Lane
 from millis_server.triton.model_config import config_for
 from millis_server.triton.streams import Streams, TritonStreams
+
+LOG = logging.getLogger("millis.reload")
 
 READY = "READY"
 """What Triton says of a version that can answer."""
@@ -80,6 +84,13 @@ class VersionLoader:
             raise VersionRefused(str(error)) from error
         except Exception as error:  # tokenizers raises plain Exception for a file it cannot read
             raise VersionRefused(f"{folder / TOKENIZER_FILE}: {error}") from error
+        if manifest.weight_bits == 8 and not self._settings.triton_url and saturates():
+            LOG.warning(
+                "%s %s: quantized with 8-bit weights on a processor with VNNI; this one has none, and sums of products "
+                "may overflow. Its measured quality does not hold here: build it anew on this kind of machine",
+                name,
+                version,
+            )
         states = await self.load_in_triton(name, [version, *beside], anew=anew)
         if states[version] != READY:
             raise VersionRefused(f"Triton did not load it: {states[version]}", passing=True)

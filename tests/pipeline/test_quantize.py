@@ -10,9 +10,10 @@ import pytest
 
 from millis_pipeline.checkpoint import CheckpointError, load
 from millis_pipeline.export import export_onnx
-from millis_pipeline.quantize import blocks, needs_reduced_range, quantize_int8, sensitivity
+from millis_pipeline.quantize import blocks, quantize_int8, sensitivity
 from millis_pipeline.run import Feeds, graph_runner
 from millis_pipeline.variants import Quantize
+from millis_server.processor import saturates
 from tests import tiny
 
 BLOCKS = ["layer 1 attention", "layer 1 feed-forward", "layer 2 attention", "layer 2 feed-forward", "head"]
@@ -42,7 +43,7 @@ def worst(graph: Path, other: Path, texts: list[Feeds]) -> float:
 def test_an_int8_graph_is_smaller_and_answers_like_fp32(tmp_path, graph, texts, method) -> None:
     path = tmp_path / "int8.onnx"
     spec = Quantize(method=method)
-    assert quantize_int8(graph, path, reduce_range=needs_reduced_range(), spec=spec, texts=texts) == ()
+    assert quantize_int8(graph, path, reduce_range=saturates(), spec=spec, texts=texts) == ()
     assert path.stat().st_size < graph.stat().st_size
     assert 0 < worst(graph, path, texts) < 0.5
     kinds = {node.op_type for node in onnx.load(path).graph.node}

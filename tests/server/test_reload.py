@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from asyncio import Queue
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from millis_server import version_loader
 from millis_server.catalogue import Catalogue, State
 from millis_server.errors import ModelNotFound, ModelUnavailable
 from millis_server.reload import Reloader
@@ -92,3 +94,13 @@ async def test_a_model_whose_manifests_cannot_be_read_is_missing_with_the_reason
     with pytest.raises(ModelNotFound) as caught:
         offline.catalogue.variants_of("intent")
     assert str(caught.value) == "no model 'intent'; models are: none"
+
+
+@pytest.mark.parametrize(("bits", "warned"), [(8, ["intent-int8 1"]), (7, [])])
+async def test_weights_of_8_bits_on_a_processor_that_saturates_are_told(offline, monkeypatch, caplog, bits, warned):
+    monkeypatch.setattr(version_loader, "saturates", lambda: True)
+    path = offline.repository / "intent-int8" / "1" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weight_bits": bits}))
+    await offline.reloader.sync()
+    said = [message.partition(":")[0] for message in caplog.messages if "quantized with 8-bit weights" in message]
+    assert said == warned
