@@ -77,15 +77,12 @@ def read_text_examples(
     """
     if path.suffix not in (".csv", ".jsonl"):
         raise DataError(f"{path}: its name must end in .csv or .jsonl")
-    records = _csv_records(path) if path.suffix == ".csv" else jsonl_records(path)
+    records = csv_records(path) if path.suffix == ".csv" else jsonl_records(path)
     examples = TextExamples([], [], [])
     for line, record in records:
-        for column in (text_column, label_column):
-            if column is not None and column not in record:
-                found = ", ".join(map(str, record)) or "none"
-                raise DataError(f"{path}:{line}: column {column!r} is missing; columns are: {found}")
         where = f"{path}:{line}"
-        examples.texts.append(_text(where, text_column, record[text_column]))
+        check_columns(where, record, [column for column in (text_column, label_column) if column is not None])
+        examples.texts.append(column_text(where, text_column, record[text_column]))
         labels = _labels(where, label_column, record[label_column], label_separator) if label_column else []
         examples.labels.append(labels)
         examples.lines.append(line)
@@ -210,7 +207,29 @@ def check_single(examples: TextExamples, path: Path, source: str) -> None:
             raise DataError(f"{path}:{line}: the text has {len(labels)} labels, and {source} gives a text 1")
 
 
-def _text(where: str, column: str, value: object) -> str:
+def check_columns(where: str, record: dict[str, object], needed: Sequence[str]) -> None:
+    """Refuses a record that lacks a column.
+
+    Args:
+        where: file and line, for the message.
+        record: of the file.
+        needed: columns.
+
+    Raises:
+        DataError: one is missing.
+    """
+    for column in needed:
+        if column not in record:
+            found = ", ".join(map(str, record)) or "none"
+            raise DataError(f"{where}: column {column!r} is missing; columns are: {found}")
+
+
+def column_text(where: str, column: str, value: object) -> str:
+    """The text in a column of a record; `where` is file and line, for the message.
+
+    Raises:
+        DataError: it is no text, empty, or has characters that no text should have.
+    """
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: column {column!r} is empty or no text")
     _check_characters(f"{where}: column {column!r}", value)
@@ -230,17 +249,18 @@ def _labels(where: str, column: str, value: object, separator: str | None) -> li
     if isinstance(value, list):
         if separator is None and len(value) != 1:
             raise DataError(f"{where}: column {column!r} has {len(value)} labels; without label_separator it needs 1")
-        return [_text(where, column, label).strip() for label in value]
+        return [column_text(where, column, label).strip() for label in value]
     if isinstance(value, int):
         value = str(value)
     if separator is not None:
         if value is not None and not isinstance(value, str):
             raise DataError(f"{where}: column {column!r} is neither a text nor a list")
-        return [_text(where, column, part).strip() for part in (value or "").split(separator) if part.strip()]
-    return [_text(where, column, value).strip()]
+        return [column_text(where, column, part).strip() for part in (value or "").split(separator) if part.strip()]
+    return [column_text(where, column, value).strip()]
 
 
-def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+def csv_records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    """The records of a .csv file with a header, each with the line that it ends on."""
     reader = csv.DictReader(io.StringIO(_content(path), newline=""), strict=True)
     try:
         for record in reader:
