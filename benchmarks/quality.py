@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
 
@@ -25,6 +24,8 @@ from benchmarks.gateway import running_gateway
 from millis_pipeline.checkpoint import Checkpoint, load
 from millis_pipeline.data import TextExamples, TokenExamples, read_text_examples, read_token_examples, to_iob2
 from millis_pipeline.evaluate import classification_scores, entity_scores
+from millis_pipeline.pair_scores import rank_correlation
+from millis_pipeline.pairs import ALIKE, read_pairs
 from millis_pipeline.recipe import Recipe, load_recipe
 from millis_pipeline.run import run_all, torch_runner
 from millis_pipeline.sources import resolve
@@ -146,9 +147,10 @@ def _sts(client: millis.Client, data: Path) -> None:
     """Vectors against sentence-transformers, and the rank correlation with people's scores."""
     model = SentenceTransformer(str(resolve(MINILM)), device="cpu")
     for name in ("images2014", "images2015", "answers_forums2015"):
-        first, second, scores = _pairs(data / "sts_2014_2015_open" / f"{name}.tsv")
+        examples = read_pairs(data / "sts_2014_2015_open" / f"{name}.tsv", ALIKE)
+        first, second = zip(*examples.pairs, strict=True)
         offline = model.encode([*first, *second], show_progress_bar=False)
-        expected = _spearman(offline, scores)
+        expected = _spearman(offline, examples.scores)
         print(f"sts {name}: sentence-transformers Spearman {expected:.4f}")
         for variant in VARIANTS:
             served = np.array(
@@ -160,8 +162,9 @@ def _sts(client: millis.Client, data: Path) -> None:
             )
             cosines = (served * offline).sum(1) / np.linalg.norm(served, axis=1) / np.linalg.norm(offline, axis=1)
             print(
-                f"sts {name}: {variant} Spearman {_spearman(served, scores):.4f}, cosine to sentence-transformers "
-                f"lowest {cosines.min():.6f}, mean {cosines.mean():.6f} ({len(cosines)} texts)"
+                f"sts {name}: {variant} Spearman {_spearman(served, examples.scores):.4f}, "
+                f"cosine to sentence-transformers lowest {cosines.min():.6f}, mean {cosines.mean():.6f} "
+                f"({len(cosines)} texts)"
             )
 
 
@@ -221,17 +224,7 @@ def _retrieval(places: Sequence[int]) -> str:
 def _spearman(vectors: Any, scores: Sequence[float]) -> float:
     half = len(scores)
     cosines = (vectors[:half] * vectors[half:]).sum(1)
-    return float(spearmanr(cosines, scores).statistic)
-
-
-def _pairs(path: Path) -> tuple[list[str], list[str], list[float]]:
-    first, second, scores = [], [], []
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-            first.append(row["sentence1"])
-            second.append(row["sentence2"])
-            scores.append(float(row["score"]))
-    return first, second, scores
+    return rank_correlation(cosines, scores).value
 
 
 def _json_lines(path: Path) -> Iterable[dict[str, str]]:

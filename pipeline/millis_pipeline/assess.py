@@ -7,14 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from millis_pipeline.candidates import Candidate
 from millis_pipeline.checkpoint import Checkpoint
+from millis_pipeline.data import DataError
 from millis_pipeline.gate import Measured
 from millis_pipeline.latency import Graph, graph_inputs, measure, single_text_ms, sizes
 from millis_pipeline.machine import cores
 from millis_pipeline.memory import resident_bytes
+from millis_pipeline.pair_scores import SPEARMAN
 from millis_pipeline.run import CascadeRunner, Runner, graph_runner, run_all, torch_runner
 from millis_pipeline.side_by_side import Alone
 from millis_pipeline.verify import (
@@ -33,6 +37,19 @@ COMPILED = "the compiled program differs from the graph"
 
 CHECKED_TEXTS = 64
 """Inputs on which the fp32 graph of a student is compared with its PyTorch module."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """What the PyTorch model answers.
+
+    Attributes:
+        outputs: one for each input of the evaluation set.
+        judgement: what they are worth.
+    """
+
+    outputs: Sequence[NDArray[np.float32]]
+    judgement: Judgement
 
 
 @dataclass(frozen=True)
@@ -70,31 +87,45 @@ class Assessed:
         )
 
 
+def ask_teacher(teacher: Checkpoint, evaluation: EvaluationSet) -> Original:
+    """Runs the PyTorch model over the evaluation data.
+
+    Raises:
+        DataError: its cosines do not rise with people's scores, so that these could not tell good variants from bad
+            ones.
+    """
+    outputs = run_all(torch_runner(teacher), evaluation.rows, teacher.inputs, "PyTorch")
+    judgement = judge(teacher, evaluation, outputs, evaluation, outputs)
+    score = judgement.score
+    if evaluation.pairs is not None and score is not None and score.metric == SPEARMAN and score.value <= 0:
+        raise DataError(
+            f"{evaluation.pairs.path}: the cosines of {teacher.source} do not rise with the scores (Spearman "
+            f"{score.value:.4f}, {score.examples} pairs); a higher score must mean that two texts are more alike"
+        )
+    return Original(outputs, judgement)
+
+
 def assess(
-    candidates: Sequence[Candidate], teacher: Checkpoint, evaluation: EvaluationSet, alone: Alone
-) -> tuple[list[Assessed], Judgement]:
+    candidates: Sequence[Candidate], teacher: Checkpoint, evaluation: EvaluationSet, original: Original, alone: Alone
+) -> list[Assessed]:
     """Measures all candidates: quality and agreement, latency side by side, memory.
 
     Args:
         candidates: of one model.
         teacher: what they are compared with.
         evaluation: what they are measured on.
+        original: what the teacher answers there.
         alone: called before latencies are measured.
-
-    Returns:
-        The candidates as measured, and what the PyTorch teacher was measured to be.
 
     Raises:
         VerificationError: a graph does not compute what its module computes.
     """
-    outputs = run_all(torch_runner(teacher), evaluation.rows, teacher.inputs, "PyTorch")
-    reference = judge(teacher, evaluation, outputs, evaluation, outputs)
     judgements, exits, read = [], [], []
     for candidate in candidates:
         own = _own_reading(candidate, evaluation)
         runner = candidate.runner()
         ours = run_all(runner, own.rows, teacher.inputs, candidate.name)
-        judgements.append(judge(teacher, own, ours, evaluation, outputs))
+        judgements.append(judge(teacher, own, ours, evaluation, original.outputs))
         exits.append(_with_shares(candidate.exits, runner))
         read.append(own)
         if candidate.reference:
@@ -109,11 +140,10 @@ def assess(
         memory = list(pool.map(lambda candidate: _memory(candidate, points), candidates))
     alone()
     latency = measure(graphs, teacher.max_tokens)
-    assessed = [
+    return [
         Assessed(candidate, judgement, own, _with_memory(latency[candidate.name], resident), left)
         for candidate, judgement, own, resident, left in zip(candidates, judgements, read, memory, exits, strict=True)
     ]
-    return assessed, reference
 
 
 def _memory(candidate: Candidate, points: Sequence[tuple[int, int]]) -> list[int]:

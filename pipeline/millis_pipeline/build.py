@@ -20,12 +20,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from millis_pipeline.assess import Assessed, assess
+from millis_pipeline.assess import Assessed, ask_teacher, assess
 from millis_pipeline.build_options import build_parser
 from millis_pipeline.calibrate import steady
 from millis_pipeline.candidates import CandidateMaker
 from millis_pipeline.checkpoint import Checkpoint, CheckpointError, load
-from millis_pipeline.data import DataError
+from millis_pipeline.data import DataError, named
 from millis_pipeline.decoders.recipe import DecoderRecipe
 from millis_pipeline.export import ExportError
 from millis_pipeline.finetune import finetune
@@ -174,7 +174,9 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None, a
         if teacher.labels:
             check_evaluation(job, examples, teacher.answers)
         tokenizer = write_tokenizer(teacher.tokenizer, Path(scratch) / TOKENIZER_FILE)
-        evaluation = evaluation_set(teacher, tokenizer, examples, measured_on)
+        with named(job.evaluation_key):
+            evaluation = evaluation_set(teacher, tokenizer, examples, measured_on)
+            original = ask_teacher(teacher, evaluation)
         texts = training_texts(job.recipe, teacher) if job.recipe is not None else []
         students = None
         if job.recipe is not None:
@@ -192,8 +194,8 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None, a
         )
         candidates = [maker.make(variant) for variant in job.variants]
         _say(job, f"verifying and measuring {len(candidates)} variants on {len(evaluation.inputs)} texts")
-        assessed, reference = assess(candidates, teacher, evaluation, alone)
-        decision = _decide(job, assessed, reference)
+        assessed = assess(candidates, teacher, evaluation, original, alone)
+        decision = _decide(job, assessed, original.judgement)
         entries = [_entry(job, one, decision) for one in assessed]
         folders = {one.candidate.name: one.candidate.folder for one in assessed}
         staged = [(folders[entry.manifest.variant], entry.manifest) for entry in entries if not entry.refused]
@@ -204,9 +206,9 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None, a
     choice = f"The default variant is {decision.default}: {decision.why}."
     if left_out:
         choice += f" Left out, because this processor does not compute in bfloat16: {', '.join(left_out)}."
-    write_report(reports, job.name, entries, reference, choice, job.max_quality_loss)
-    if reference.scores is not None:
-        print(reference.scores.as_text())
+    write_report(reports, job.name, entries, original.judgement, choice, job.max_quality_loss)
+    if original.judgement.score is not None:
+        print(original.judgement.score.as_text())
     _summarise(job, entries, retired)
     _say(job, f"{choice} {time.monotonic() - began:.0f} s; report in {reports / job.name}.md and .html")
 

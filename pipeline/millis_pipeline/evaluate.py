@@ -30,16 +30,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What predictions are worth.
+class Score:
+    """What a model is worth.
 
     Attributes:
-        metric: `accuracy`, `micro_f1` (multi-label) or `entity_f1` (tokens).
-        value: of the metric, 0 to 1.
-        low, high: ends of its 95 % interval: Wilson's for accuracy, a bootstrap over texts for F1.
-        examples: number of texts.
-        per_label: one row for each label.
-        averages: micro, macro and weighted.
+        metric: its name.
+        value: of the metric; at most 1, and the higher the better.
+        low, high: ends of its 95 % interval.
+        examples: number of texts, pairs or queries.
     """
 
     metric: str
@@ -47,6 +45,24 @@ class Scores:
     low: float
     high: float
     examples: int
+
+    def as_text(self) -> str:
+        """A line for the terminal."""
+        return f"{self.metric} {self.value:.4f} (95 % interval {self.low:.4f} to {self.high:.4f})"
+
+
+@dataclass(frozen=True)
+class LabelScores(Score):
+    """What predicted labels are worth, in all and label by label.
+
+    The metric is `accuracy`, `micro_f1` (multi-label) or `entity_f1` (tokens); the interval is Wilson's for accuracy, a
+    bootstrap over texts for F1.
+
+    Attributes:
+        per_label: one row for each label.
+        averages: micro, macro and weighted.
+    """
+
     per_label: tuple[Row, ...]
     averages: tuple[Row, ...]
 
@@ -58,13 +74,12 @@ class Scores:
             f"{row.name:{width}}{row.precision:>10.4f}{row.recall:>10.4f}{row.f1:>10.4f}{row.support:>10}"
             for row in (*self.per_label, *self.averages)
         ]
-        lines += ["", f"{self.metric} {self.value:.4f} (95 % interval {self.low:.4f} to {self.high:.4f})"]
-        return "\n".join(lines)
+        return "\n".join([*lines, "", super().as_text()])
 
 
 def classification_scores(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str], *, multi_label: bool
-) -> Scores:
+) -> LabelScores:
     """Scores text classification.
 
     Args:
@@ -84,13 +99,13 @@ def classification_scores(
     if multi_label:
         counts = np.stack([(truth & guess).sum(1), guess.sum(1), truth.sum(1)], axis=1)
         low, high = _bootstrap_f1(counts)
-        return Scores("micro_f1", averages[0].f1, low, high, len(gold), rows, averages)
+        return LabelScores("micro_f1", averages[0].f1, low, high, len(gold), rows, averages)
     correct = sum(list(ours) == list(theirs) for ours, theirs in zip(gold, predicted, strict=True))
     low, high = wilson_interval(correct, len(gold))
-    return Scores("accuracy", correct / len(gold), low, high, len(gold), rows, averages)
+    return LabelScores("accuracy", correct / len(gold), low, high, len(gold), rows, averages)
 
 
-def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Scores:
+def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> LabelScores:
     """Scores entities as the CoNLL evaluation does: an entity counts when label and both ends are right.
 
     Args:
@@ -107,7 +122,7 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     micro = _row("micro avg", counts.sum(0))
     averages = (micro, _mean("macro avg", rows, np.ones(len(rows))), _mean("weighted avg", rows, support))
     low, high = _bootstrap_f1(counts)
-    return Scores("entity_f1", micro.f1, low, high, len(gold), rows, averages)
+    return LabelScores("entity_f1", micro.f1, low, high, len(gold), rows, averages)
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from millis_pipeline.checkpoint import Answers, infer_task
-from millis_pipeline.data import DataError, named, read_text_examples, read_token_examples
+from millis_pipeline.data import named, read_text_examples, read_token_examples
 from millis_pipeline.decoders.recipe import DEFAULT_VARIANTS as OPENVINO_VARIANTS
 from millis_pipeline.decoders.recipe import PYTORCH_VARIANTS, DecoderRecipe
+from millis_pipeline.pairs import ALIKE, RANKED, EvaluationExamples, PairExamples, columns_of, read_pairs
 from millis_pipeline.recipe import Recipe, RecipeError, load_recipe
-from millis_pipeline.recipe_data import Examples, check_answers, dev_key, train_and_dev
+from millis_pipeline.recipe_data import check_answers, dev_key, train_and_dev
 from millis_pipeline.sources import PACKAGE_PREFIX, resolve
 from millis_pipeline.variants import DEFAULT_VARIANTS, VariantRecipe
 from millis_server.manifest import EngineName, TaskName
@@ -142,8 +143,10 @@ def _plain_decoder(source: str, name: str, evaluation: Path | None, engine: Engi
         raise RecipeError(f"{source}: {message.replace('test:', '--eval-data:')}") from error
 
 
-def read_evaluation(job: Job) -> tuple[Examples | None, str]:
+def read_evaluation(job: Job) -> tuple[EvaluationExamples | None, str]:
     """The labelled data that a job is measured on, and its name; None where it has none.
+
+    For embeddings it is pairs of texts, or texts alone; for cross-encoders queries with documents.
 
     A recipe that trains and names no test data is measured on its dev data, which no weight was fitted to. Quality is
     then a little too good: fine-tuning has stopped where that data was answered best, and exits are calibrated on it.
@@ -162,26 +165,29 @@ def read_evaluation(job: Job) -> tuple[Examples | None, str]:
     if job.recipe is None:
         _check_separator(job.label_separator, task, job.evaluation)
     with named(job.evaluation_key):
-        if task == "cross-encoder":
-            raise DataError(f"{job.evaluation}: evaluation data for cross-encoders is not supported")
         if task == "token-classification":
             return read_token_examples(job.evaluation), job.dataset
+        if task in ("embedding", "cross-encoder"):
+            known = (RANKED,) if task == "cross-encoder" else ((job.text_column,), ALIKE, RANKED)
+            columns = columns_of(job.evaluation, known)
+            if columns in (ALIKE, RANKED):
+                return read_pairs(job.evaluation, columns), job.dataset
         label = job.label_column if task == "text-classification" else None
         return read_text_examples(job.evaluation, job.text_column, label, job.label_separator), job.dataset
 
 
-def check_evaluation(job: Job, examples: Examples | None, answers: Answers) -> None:
+def check_evaluation(job: Job, examples: EvaluationExamples | None, answers: Answers) -> None:
     """Checks that a checkpoint can give the labels of the data that it is measured on.
 
     Args:
         job: that is measured.
-        examples: from `read_evaluation`.
+        examples: from `read_evaluation`; pairs have no labels.
         answers: of the checkpoint, or what it is fine-tuned to.
 
     Raises:
         DataError: it cannot; the message names file and line.
     """
-    if examples is None:
+    if examples is None or isinstance(examples, PairExamples):
         return
     path = job.evaluation
     if path is None:

@@ -43,12 +43,14 @@ class PairExamples:
         scores: how alike, or how relevant: above 0 is relevant.
         lines: line of the file that each pair ends on, for messages.
         ranked: whether the pairs are queries with documents.
+        path: of the file, for messages.
     """
 
     pairs: list[tuple[str, str]]
     scores: list[float]
     lines: list[int]
     ranked: bool
+    path: Path
 
 
 EvaluationExamples: TypeAlias = TextExamples | TokenExamples | PairExamples
@@ -88,7 +90,7 @@ def read_pairs(path: Path, columns: Columns) -> PairExamples:
     Raises:
         DataError: the file cannot be read, a value is missing or wrong, or nothing can be measured on it.
     """
-    examples = PairExamples([], [], [], columns == RANKED)
+    examples = PairExamples([], [], [], columns == RANKED, path)
     for line, record in _records(path):
         where = f"{path}:{line}"
         check_columns(where, record, columns)

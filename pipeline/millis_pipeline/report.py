@@ -10,11 +10,15 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-from millis_pipeline.evaluate import Row, Scores
+from millis_pipeline.evaluate import LabelScores, Row
 from millis_pipeline.latency import single_text_ms
+from millis_pipeline.pair_scores import MRR, SPEARMAN
 from millis_pipeline.pareto import Mark, draw
 from millis_pipeline.verify import Judgement
 from millis_server.manifest import Exit, LatencyPoint, LatencyProfile, Manifest
+
+EXAMPLES = {SPEARMAN: "pairs", MRR: "queries"}
+"""What the examples of a metric are, where that is not plain."""
 
 STYLE = """
 body { font-family: sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.5; color: #222 }
@@ -140,7 +144,7 @@ def _variant_table(entries: Sequence[Entry], reference: Judgement) -> list[str]:
         f"| {' | '.join(columns)} | p50, 16 tokens | size | memory |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    if reference.quality is not None:
+    if reference.score is not None:
         rows.append(f"| PyTorch | | {_interval(reference)} | | | | | | |")
     for entry in entries:
         manifest, judgement = entry.manifest, entry.judgement
@@ -152,7 +156,9 @@ def _variant_table(entries: Sequence[Entry], reference: Judgement) -> list[str]:
             f"| {judgement.max_difference:.2g} | {time} | {_p50(manifest.latency)} | {size:.1f} MB | {memory:.0f} MB |"
         )
     if quality is not None:
-        rows += ["", f"Measured on {quality.examples} examples of {quality.dataset}."]
+        rows += ["", f"Measured on {quality.examples} {EXAMPLES.get(quality.metric, 'examples')} of {quality.dataset}."]
+    if any(entry.judgement.value < 0 for entry in entries):
+        rows += ["", "The manifest of a variant tells a correlation below 0 as 0."]
     rows += ["", "Agreement and largest difference are with the PyTorch model, on the same inputs."]
     return rows
 
@@ -256,10 +262,10 @@ def _measured_with(manifest: Manifest, engines: Collection[str]) -> str:
 
 def _labels(entries: Sequence[Entry], reference: Judgement) -> list[str]:
     """The classification report of the teacher and of every variant, side by side."""
-    if reference.scores is None:
+    given = [("PyTorch", reference.score), *((entry.manifest.variant, entry.judgement.score) for entry in entries)]
+    columns = [(name, score) for name, score in given if isinstance(score, LabelScores)]
+    if not columns:
         return []
-    columns: list[tuple[str, Scores]] = [("PyTorch", reference.scores)]
-    columns += [(e.manifest.variant, e.judgement.scores) for e in entries if e.judgement.scores is not None]
     rows = [
         "## Label by label",
         "",
@@ -269,7 +275,7 @@ def _labels(entries: Sequence[Entry], reference: Judgement) -> list[str]:
         f"|---|---|{'---|' * len(columns)}",
     ]
     found = [{row.name: row for row in (*scores.per_label, *scores.averages)} for _, scores in columns]
-    for row in (*reference.scores.per_label, *reference.scores.averages):
+    for row in (*columns[0][1].per_label, *columns[0][1].averages):
         cells = [_prf(scores.get(row.name)) for scores in found]
         name = row.name.replace("|", "\\|")
         rows.append(f"| {name} | {row.support} | {' | '.join(cells)} |")
@@ -284,17 +290,17 @@ def _picture(entries: Sequence[Entry]) -> str:
     marks = []
     for entry in entries:
         manifest, judgement = entry.manifest, entry.judgement
-        quality = manifest.quality
         time = single_text_ms(manifest.latency) if manifest.latency else 0.0
-        low, high = (quality.low, quality.high) if quality else (judgement.value, judgement.value)
+        score = judgement.score
+        low, high = (score.low, score.high) if score else (judgement.value, judgement.value)
         size = manifest.size_bytes / 1e6
         marks.append(Mark(manifest.variant, time, size, judgement.value, low, high, not entry.refused))
     return draw(marks, entries[0].manifest.quality.metric if entries[0].manifest.quality else "agreement")
 
 
 def _interval(judgement: Judgement) -> str:
-    quality = judgement.quality
-    return f"{quality.value:.4f} ({quality.low:.4f} to {quality.high:.4f})" if quality else "not measured"
+    score = judgement.score
+    return f"{score.value:.4f} ({score.low:.4f} to {score.high:.4f})" if score else "not measured"
 
 
 def _p50(profile: LatencyProfile | None) -> str:

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from millis_pipeline.checkpoint import Checkpoint
-from millis_pipeline.data import TextExamples, TokenExamples
-from millis_pipeline.evaluate import Scores, classification_scores, entity_scores, mean_interval
+from millis_pipeline.data import DataError, TokenExamples
+from millis_pipeline.evaluate import Score, classification_scores, entity_scores, mean_interval
 from millis_pipeline.examples import word_at, word_starts
+from millis_pipeline.pair_scores import pair_score, same_order
+from millis_pipeline.pairs import EvaluationExamples, PairExamples, by_query
 from millis_pipeline.run import Rows, Runner, tokenize
 from millis_server.manifest import Quality, SelfCheck
 
@@ -50,6 +52,7 @@ class EvaluationSet:
         labels: labels of each text, for text classification.
         words: words of each text, for token classification.
         tags: tag of each word, for token classification.
+        pairs: what people said of pairs of texts, for embeddings and cross-encoders.
     """
 
     name: str
@@ -58,6 +61,7 @@ class EvaluationSet:
     labels: Sequence[Sequence[str]] = ()
     words: Sequence[Sequence[str]] = ()
     tags: Sequence[Sequence[str]] = ()
+    pairs: PairExamples | None = None
 
     def read_by(self, checkpoint: Checkpoint, tokenizer: Tokenizer) -> EvaluationSet:
         """The same inputs as another tokenizer reads them."""
@@ -71,25 +75,29 @@ class Judgement:
 
     Attributes:
         quality: for the manifest; None without evaluation data.
-        scores: label by label; None for embeddings and ranking, and without evaluation data.
+        score: the same as it was measured, label by label where there are labels: a correlation may be below 0.
         agreement: share of inputs (of words, for tokens) with the same prediction as the PyTorch model; the mean
-            cosine for embeddings.
+            cosine for embeddings, the share of pairs of documents in the same order for cross-encoders.
         max_difference: largest absolute difference from the PyTorch model's outputs.
+        inputs: that agreement was seen on: texts, pairs or prompts.
     """
 
     quality: Quality | None
-    scores: Scores | None
+    score: Score | None
     agreement: float
     max_difference: float
+    inputs: int
 
     @property
     def value(self) -> float:
         """Measured quality, or agreement with PyTorch where there was no data to measure on."""
+        if self.score is not None:
+            return self.score.value
         return self.quality.value if self.quality else self.agreement
 
 
 def evaluation_set(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, examples: TextExamples | TokenExamples | None, name: str
+    checkpoint: Checkpoint, tokenizer: Tokenizer, examples: EvaluationExamples | None, name: str
 ) -> EvaluationSet:
     """Prepares the evaluation set of a checkpoint.
 
@@ -98,12 +106,22 @@ def evaluation_set(
         tokenizer: as written for the gateway.
         examples: labelled data, with labels that the checkpoint knows; None takes the built-in texts.
         name: of the data set.
+
+    Raises:
+        DataError: a query of the data leaves no room for a document.
     """
     pad_id = checkpoint.tokenizer.pad_token_id or 0
     if isinstance(examples, TokenExamples):
         texts = [" ".join(words) for words in examples.words]
         rows = tokenize(tokenizer, texts, checkpoint.max_tokens, pad_id)
         return EvaluationSet(name, texts, rows, words=examples.words, tags=examples.tags)
+    if isinstance(examples, PairExamples):
+        given: Sequence[str] | Sequence[tuple[str, str]] = examples.pairs
+        if checkpoint.task == "cross-encoder":
+            _check_queries(checkpoint, tokenizer, examples)
+        else:
+            given = list(dict.fromkeys(text for pair in examples.pairs for text in pair))
+        return EvaluationSet(name, given, tokenize(tokenizer, given, checkpoint.max_tokens, pad_id), pairs=examples)
     if examples is not None:
         rows = tokenize(tokenizer, examples.texts, checkpoint.max_tokens, pad_id)
         return EvaluationSet(name, examples.texts, rows, labels=examples.labels)
@@ -131,32 +149,54 @@ def judge(
     """
     # Tokens of a text that the two tokenizers cut differently cannot be compared one by one.
     pairs = [(ours, theirs) for ours, theirs in zip(outputs, reference, strict=True) if ours.shape == theirs.shape]
-    difference = largest_difference(pairs)
     if checkpoint.task == "embedding":
-        cosines = np.array([_cosine(ours, theirs) for ours, theirs in zip(outputs, reference, strict=True)])
-        quality = None
-        if evaluation.name:
-            low, high = mean_interval(cosines)
-            quality = _quality("cosine_to_teacher", float(cosines.mean()), low, high, len(cosines), evaluation.name)
-        return Judgement(quality, None, float(cosines.mean()), difference)
-    if checkpoint.task == "cross-encoder":
-        order = np.argsort([float(output[0]) for output in outputs])
-        expected = np.argsort([float(output[0]) for output in reference])
-        return Judgement(None, None, float((order == expected).mean()), difference)
-    predictions = predict(checkpoint, evaluation, outputs)
-    expected_labels = predict(checkpoint, teacher, reference)
-    agreement = _agreement(predictions, expected_labels, by_word=checkpoint.task == "token-classification")
-    scores = None
+        agreement, score = _judge_vectors(evaluation, outputs, reference)
+    elif checkpoint.task == "cross-encoder":
+        agreement, score = _judge_rankings(evaluation, outputs, reference)
+    else:
+        predictions = predict(checkpoint, evaluation, outputs)
+        expected = predict(checkpoint, teacher, reference)
+        agreement = _agreement(predictions, expected, by_word=checkpoint.task == "token-classification")
+        score = _judge_labels(checkpoint, evaluation, predictions)
+    quality = _quality(score, evaluation.name) if score is not None else None
+    return Judgement(quality, score, agreement, largest_difference(pairs), len(outputs))
+
+
+def _judge_vectors(
+    evaluation: EvaluationSet, outputs: Sequence[NDArray[np.float32]], reference: Sequence[NDArray[np.float32]]
+) -> tuple[float, Score | None]:
+    """Mean cosine to the PyTorch model; and what people's scores say, or else that cosine."""
+    vectors, theirs = _unit_length(outputs), _unit_length(reference)
+    cosines = (vectors * theirs).sum(axis=1)
+    agreement = float(cosines.mean())
+    if evaluation.pairs is not None:
+        place = {text: index for index, text in enumerate(evaluation.inputs)}
+        alike = [vectors[place[first]] @ vectors[place[second]] for first, second in evaluation.pairs.pairs]
+        return agreement, pair_score(evaluation.pairs, np.array(alike))
+    if not evaluation.name:
+        return agreement, None
+    return agreement, Score("cosine_to_teacher", agreement, *mean_interval(cosines), len(cosines))
+
+
+def _judge_rankings(
+    evaluation: EvaluationSet, outputs: Sequence[NDArray[np.float32]], reference: Sequence[NDArray[np.float32]]
+) -> tuple[float, Score | None]:
+    """Agreement with the order in which the PyTorch model puts documents; and what their relevance says."""
+    ours, theirs = (np.array([output[0] for output in each], np.float64) for each in (outputs, reference))
+    agreement = same_order([pair[0] for pair in evaluation.inputs], ours, theirs)
+    return agreement, pair_score(evaluation.pairs, ours) if evaluation.pairs is not None else None
+
+
+def _judge_labels(
+    checkpoint: Checkpoint, evaluation: EvaluationSet, predictions: Sequence[Sequence[str]]
+) -> Score | None:
     if evaluation.tags:
-        scores = entity_scores(evaluation.tags, predictions)
-    elif evaluation.labels:
-        scores = classification_scores(
+        return entity_scores(evaluation.tags, predictions)
+    if evaluation.labels:
+        return classification_scores(
             evaluation.labels, predictions, checkpoint.labels, multi_label=checkpoint.multi_label
         )
-    quality = None
-    if scores is not None:
-        quality = _quality(scores.metric, scores.value, scores.low, scores.high, scores.examples, evaluation.name)
-    return Judgement(quality, scores, agreement, difference)
+    return None
 
 
 def largest_difference(pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> float:
@@ -231,6 +271,20 @@ def _places(encoding: Encoding) -> list[tuple[int, int]]:
     ]
 
 
+def _check_queries(checkpoint: Checkpoint, tokenizer: Tokenizer, examples: PairExamples) -> None:
+    """Refuses a query that leaves no room for a document, as the service does."""
+    special = tokenizer.num_special_tokens_to_add(is_pair=True)
+    queries = list(by_query([query for query, _ in examples.pairs]).items())
+    encodings = tokenizer.encode_batch([query for query, _ in queries], add_special_tokens=False)
+    for encoding, (_, indices) in zip(encodings, queries, strict=True):
+        tokens = len(encoding.ids)
+        if tokens + special >= checkpoint.max_tokens:
+            raise DataError(
+                f"{examples.path}:{examples.lines[indices[0]]}: the query has {tokens} tokens; with {special} special "
+                f"ones and at least 1 of a document the limit of {checkpoint.source} is {checkpoint.max_tokens}"
+            )
+
+
 def _agreement(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]], *, by_word: bool) -> float:
     """Share of texts with equal labels; for tags, of words with equal tags."""
     if by_word:
@@ -239,17 +293,13 @@ def _agreement(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]], *
     return sum(list(x) == list(y) for x, y in zip(ours, theirs, strict=True)) / len(ours)
 
 
-def _quality(metric: str, value: float, low: float, high: float, examples: int, dataset: str) -> Quality:
-    """Rounding of cosines may leave 1 by a hair."""
-    return Quality(
-        metric=metric,
-        value=min(max(value, 0.0), 1.0),
-        low=min(max(low, 0.0), 1.0),
-        high=min(max(high, 0.0), 1.0),
-        examples=examples,
-        dataset=dataset,
-    )
+def _quality(score: Score, dataset: str) -> Quality:
+    """For the manifest, which knows 0 to 1: a correlation may be below 0, and rounding of cosines leave 1 by a hair."""
+    value, low, high = (min(max(number, 0.0), 1.0) for number in (score.value, score.low, score.high))
+    return Quality(metric=score.metric, value=value, low=low, high=high, examples=score.examples, dataset=dataset)
 
 
-def _cosine(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
-    return float(ours @ theirs / (np.linalg.norm(ours) * np.linalg.norm(theirs)))
+def _unit_length(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+    whole = np.stack(vectors).astype(np.float64)
+    unit: NDArray[np.float64] = whole / np.linalg.norm(whole, axis=1, keepdims=True)
+    return unit

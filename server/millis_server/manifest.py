@@ -56,6 +56,7 @@ class Quality(_Part):
     metric: str
     """For example `accuracy`, `entity_f1` or `cosine_to_teacher`."""
     value: float = Field(ge=0, le=1)
+    """The higher, the better; a correlation below 0 is told as 0."""
     low: float = Field(ge=0, le=1)
     """Lower end of the 95 % confidence interval."""
     high: float = Field(ge=0, le=1)

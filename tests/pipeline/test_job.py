@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from millis_pipeline.data import TextExamples
+from millis_pipeline.data import DataError, TextExamples
 from millis_pipeline.job import Job, read_evaluation, read_job
+from millis_pipeline.pairs import EvaluationExamples, PairExamples
 from millis_pipeline.recipe import RecipeError, load_recipe
 from millis_pipeline.variants import DEFAULT_VARIANTS
+from millis_server.manifest import TaskName
 from tests import tiny
 
 RECIPE = "name: intent\ntask: text-classification\ncheckpoint: owner/base\ntrain: train.csv\n"
@@ -77,3 +79,53 @@ def test_a_separator_for_a_checkpoint_that_is_not_there_yet_is_refused_once_its_
     with pytest.raises(RecipeError) as caught:
         read_evaluation(job)
     assert str(caught.value) == "--label-separator: a model for token-classification has no texts with several labels"
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content", "expected"),
+    [
+        ("embedding", "a.csv", "text,label\nred,a\n", TextExamples(["red"], [[]], [2])),
+        (
+            "embedding",
+            "a.tsv",
+            "sentence1\tsentence2\tscore\na\tb\t1\na\tc\t2\na\td\t3\na\te\t4\n",
+            PairExamples(
+                [("a", "b"), ("a", "c"), ("a", "d"), ("a", "e")],
+                [1, 2, 3, 4],
+                [2, 3, 4, 5],
+                ranked=False,
+                path=Path("a.tsv"),
+            ),
+        ),
+        *(
+            (
+                task,
+                "a.csv",
+                "query,document,relevance\nq,a,1\nq,b,0\n",
+                PairExamples([("q", "a"), ("q", "b")], [1, 0], [2, 3], ranked=True, path=Path("a.csv")),
+            )
+            for task in ("embedding", "cross-encoder")
+        ),
+    ],
+)
+def test_vectors_and_rankings_are_measured_on_what_the_columns_of_their_file_say(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: TaskName,
+    name: str,
+    content: str,
+    expected: EvaluationExamples,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(content)
+    assert read_evaluation(Job("model", "source", task, None, Path(name), "shop")) == (expected, "shop")
+
+
+def test_a_cross_encoder_is_measured_on_rankings_only(tmp_path: Path) -> None:
+    path = tmp_path / "sts.csv"
+    path.write_text("text,sentence1,sentence2,score\nx,a,b,1\n")
+    with pytest.raises(DataError) as caught:
+        read_evaluation(Job("model", "source", "cross-encoder", None, path, "shop"))
+    assert str(caught.value) == (
+        f"--eval-data: {path}:2: columns are: text, sentence1, sentence2, score; needed are: query, document, relevance"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,14 @@ def test_scored_pairs_are_read_from_tabs_as_they_stand_and_from_json(tmp_path: P
         [3.6, 0.0, 5.0, 1.0],
         [2, 4, 5, 6],
         ranked=False,
+        path=tmp_path / "sts.tsv",
     )
     assert read_pairs(written(tmp_path / "sts.tsv", STS), ALIKE) == expected
     rows = [line.split("\t") for line in STS.splitlines()[1:]]
     names = STS.splitlines()[0].split("\t")
     objects = [json.dumps(dict(zip(names, row, strict=True))) if row[0] else "" for row in rows]
-    assert read_pairs(written(tmp_path / "sts.jsonl", "\n".join(["", *objects])), ALIKE) == expected
+    path = written(tmp_path / "sts.jsonl", "\n".join(["", *objects]))
+    assert read_pairs(path, ALIKE) == replace(expected, path=path)
 
 
 def test_documents_of_a_query_need_not_stand_together(tmp_path: Path) -> None:
@@ -41,6 +44,7 @@ def test_documents_of_a_query_need_not_stand_together(tmp_path: Path) -> None:
         [2.0, 1.0, 0.0, 0.0],
         [2, 3, 4, 5],
         ranked=True,
+        path=tmp_path / "faq.csv",
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
-from millis_pipeline.evaluate import classification_scores
+from millis_pipeline.evaluate import Score, classification_scores
 from millis_pipeline.report import Entry, gate_lines, write_report
 from millis_pipeline.verify import Judgement
 from millis_server.manifest import LatencyPoint, LatencyProfile, Manifest, Provenance, Quality, SelfCheck
@@ -42,7 +42,7 @@ def entry(
         provenance=Provenance(checkpoint="x", created_at="2026-01-01T00:00:00+00:00", steps=steps),
         self_check=(SelfCheck(text="a", expected=(0.0,)),),
     )
-    return Entry(manifest, Judgement(quality, scores, 0.75, 0.5), refused, "" if refused else "3")
+    return Entry(manifest, Judgement(quality, scores, 0.75, 0.5, 4), refused, "" if refused else "3")
 
 
 def written(folder: Path) -> dict[str, str]:
@@ -103,6 +103,20 @@ def test_what_is_refused_without_data_to_measure_quality_on_is_named() -> None:
         "- exits: its exits do not pay.",
         "",
     ]
+
+
+def test_a_correlation_below_0_is_told_as_it_is(tmp_path: Path) -> None:
+    quality = Quality(metric="spearman", value=0.0, low=0.0, high=0.05, examples=9, dataset="nine pairs")
+    good = entry("fp32", 4.0, GOLD)
+    bad = replace(good, judgement=Judgement(quality, Score("spearman", -0.5, -0.9, 0.05, 9), 0.75, 0.5, 18))
+    bad = replace(bad, manifest=bad.manifest.model_copy(update={"quality": quality}))
+    write_report(tmp_path, "tiny", [bad], bad.judgement, "", 0.01)
+    lines = (tmp_path / "tiny.md").read_text("utf-8").splitlines()
+    assert "| PyTorch | | -0.5000 (-0.9000 to 0.0500) | | | | | | |" in lines
+    assert "Measured on 9 pairs of nine pairs." in lines
+    assert "The manifest of a variant tells a correlation below 0 as 0." in lines
+    write_report(tmp_path, "tiny", [good], good.judgement, "", 0.01)
+    assert "The manifest of a variant" not in (tmp_path / "tiny.md").read_text("utf-8")
 
 
 def test_the_picture_is_well_formed_and_inside_the_page(tmp_path: Path) -> None:

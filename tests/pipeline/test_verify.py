@@ -50,9 +50,9 @@ def test_texts_with_several_labels_agree_when_all_their_labels_do() -> None:
     evaluation = texts(given, "order", "fox", "Paris")
     ours: list[object] = [[1, 1, -1], [-1, -1, -1], [1, -1, -1]]
     theirs: list[object] = [[1, 1, -1], [1, -1, -1], [1, 1, 1]]
-    assert judged(given, evaluation, ours, theirs) == Judgement(None, None, 1 / 3, 2.0)
+    assert judged(given, evaluation, ours, theirs) == Judgement(None, None, 1 / 3, 2.0, 3)
     one = texts(given, "order")
-    assert judged(given, one, [[1, 1, -1]], [[-1, -1, -1]]) == Judgement(None, None, 0.0, 2.0)
+    assert judged(given, one, [[1, 1, -1]], [[-1, -1, -1]]) == Judgement(None, None, 0.0, 2.0, 1)
 
 
 def test_tokens_agree_word_by_word_also_where_the_first_text_has_one_word() -> None:
@@ -60,13 +60,13 @@ def test_tokens_agree_word_by_word_also_where_the_first_text_has_one_word() -> N
     a, b = [2, 0, 0], [0, 2, 0]
     evaluation = texts(given, "fox", "where is my")
     plain = judged(given, evaluation, [[a], [a, a, b]], [[a], [a, a, a]])
-    assert plain == Judgement(None, None, 0.75, 2.0)
+    assert plain == Judgement(None, None, 0.75, 2.0, 2)
     with_words = replace(evaluation, words=[["fox"], ["where", "is", "my"]])
     # [CLS], the words, [SEP]: all but the last word are tagged alike.
     widths = [len(encoding.ids) for encoding in evaluation.rows.encodings]
     ours, theirs = ([[a] * width for width in widths] for _ in range(2))
     ours[1][-2] = b
-    assert judged(given, with_words, ours, theirs) == Judgement(None, None, 0.75, 2.0)
+    assert judged(given, with_words, ours, theirs) == Judgement(None, None, 0.75, 2.0, 2)
 
 
 def test_a_difference_that_is_not_a_number_is_not_lost_behind_other_texts() -> None:

@@ -205,7 +205,7 @@ def _assess(
 
 
 def _decide(recipe: DecoderRecipe, assessed: Sequence[Assessed], evaluation: Evaluation) -> Decision:
-    """The gate. Without data to measure quality on there is none: then everything is published, and nothing claimed."""
+    """The gate; without data to measure quality on it goes by the agreement that was seen."""
     measured = [one.for_gate() for one in assessed]
     if not evaluation.name:
         return decide_unmeasured(measured, recipe.max_quality_loss)
@@ -266,7 +266,7 @@ def _entry(
         ),
         generation=generation,
     )
-    judgement = Judgement(quality, None, one.agreement.value, 0.0)
+    judgement = Judgement(quality, None, one.agreement.value, 0.0, len(evaluation.greedy))
     texts = tuple(decoder.tokenizer.decode(text, skip_special_tokens=True) for text in one.agreement.texts[:EXAMPLES])
     refused = decision.refused.get(candidate.name, "")
     return DecoderEntry(manifest, judgement, refused=refused, perplexity=one.perplexity, texts=texts)
