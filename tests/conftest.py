@@ -31,8 +31,8 @@ class Published:
 def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     """`intent` (single-label), `topics` (multi-label), `ner`, `embed` and `rerank`, built by `millis build`."""
     # Imported here: tests of the SDK alone must not wait for torch.
-    from millis_pipeline import build
     from tests import tiny
+    from tests.publishing import publish_all
 
     checkpoints = tmp_path_factory.mktemp("checkpoints")
     repository = tmp_path_factory.mktemp("models") / "repository"
@@ -44,7 +44,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
         tiny.cross_encoder(checkpoints / "rerank"),
     ]
     options = ["--repository", str(repository), "--reports", str(repository.parent / "reports"), "--jobs", "1"]
-    assert build.main([*map(str, folders), *options]) == 0
+    assert publish_all(*map(str, folders), *options) == 0
     return Published(repository, checkpoints)
 
 

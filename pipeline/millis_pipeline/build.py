@@ -235,7 +235,7 @@ def _held_out(job: Job, teacher: Checkpoint, tokenizer: Tokenizer) -> Evaluation
 
 
 def _decide(job: Job, assessed: Sequence[Assessed], reference: Judgement) -> Decision:
-    """The gate. Without data to measure quality on all that is fit is published, and nothing claimed."""
+    """The gate; without data to measure quality on it goes by agreement with PyTorch."""
     measured = [one.for_gate(reference) for one in assessed]
     if reference.quality is None:
         return decide_unmeasured(measured, job.max_quality_loss)
@@ -298,8 +298,12 @@ def _summarise(job: Job, entries: Sequence[Entry], retired: Sequence[str]) -> No
     for entry in entries:
         manifest = entry.manifest
         quality = manifest.quality
-        measured = f"{quality.metric} {quality.value:.4f}" if quality else "quality not measured"
-        measured += f", agreement {entry.judgement.agreement:.4f}, {manifest.size_bytes / 1e6:.0f} MB"
+        agreed = f"agreement {entry.judgement.agreement:.4f}"
+        if quality:
+            measured = f"{quality.metric} {quality.value:.4f}, {agreed}"
+        else:
+            measured = f"quality not measured, {agreed} on {entry.judgement.inputs} built-in texts"
+        measured += f", {manifest.size_bytes / 1e6:.0f} MB"
         if entry.refused:
             _say(job, f"did not publish {manifest.variant}: {entry.refused}; {measured}")
         else:

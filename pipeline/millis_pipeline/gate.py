@@ -8,6 +8,9 @@ from dataclasses import dataclass
 FASTER = 0.97
 """A variant is faster when it takes less than this share of the other's time: less is within the noise of measuring."""
 
+SAME = 6
+"""Digits that qualities are compared in: those after them are the rounding of cosines, also between equal models."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -15,8 +18,8 @@ class Measured:
 
     Attributes:
         name: of the variant.
-        value: its quality.
-        loss: quality of the PyTorch model less its own.
+        value: its quality, or its agreement with the PyTorch model where quality was not measured.
+        loss: that of the PyTorch model less its own.
         milliseconds: of one text, see `latency.single_text_ms`.
         reference: whether it is the one without steps, which is published whatever was measured.
         unfit: a reason against it that was found before; empty when there is none.
@@ -54,11 +57,35 @@ def decide(candidates: Sequence[Measured], max_loss: float) -> Decision:
         candidates: one of them the reference.
         max_loss: largest loss that is allowed, absolute.
     """
+    losing = {
+        one.name: f"it loses {one.loss:.4f}, more than max_quality_loss {max_loss:g}"
+        for one in candidates
+        if one.loss > max_loss
+    }
+    return _decide(candidates, losing, "is at least as good", max_loss)
+
+
+def decide_unmeasured(candidates: Sequence[Measured], max_loss: float) -> Decision:
+    """Applies the gate without data to measure quality on: by agreement with the PyTorch model.
+
+    A candidate is refused when another one, that agrees at least as much, takes no longer. For agreeing too little none
+    is: a few texts do not prove what it loses.
+
+    Args:
+        candidates: one of them the reference; their values are agreement.
+        max_loss: largest loss of agreement that the default variant may have, absolute.
+    """
+    return _decide(candidates, {}, "agrees with PyTorch at least as much", max_loss)
+
+
+def _decide(candidates: Sequence[Measured], losing: dict[str, str], as_good: str, max_loss: float) -> Decision:
+    """Refuses what is unfit, what loses too much, and what is superfluous."""
     refused = {}
     accepted: list[Measured] = []
     # Best quality first, and the fastest of equals: whoever could make a candidate superfluous comes before it.
-    for one in sorted(candidates, key=lambda c: (-c.value, c.milliseconds)):
-        reason = _reason(one, [*accepted, *(c for c in candidates if c.reference and c.value >= one.value)], max_loss)
+    for one in sorted(candidates, key=lambda c: (-round(c.value, SAME), c.milliseconds)):
+        at_least = [c for c in candidates if c.reference and round(c.value, SAME) >= round(one.value, SAME)]
+        reason = one.unfit or losing.get(one.name) or _superfluous(one, [*accepted, *at_least], as_good)
         if reason and not one.reference:
             refused[one.name] = reason
         else:
@@ -66,27 +93,12 @@ def decide(candidates: Sequence[Measured], max_loss: float) -> Decision:
     return Decision(refused, *choose_default(accepted, max_loss))
 
 
-def decide_unmeasured(candidates: Sequence[Measured], max_loss: float) -> Decision:
-    """Decides without data to measure quality on: everything is published but what was found unfit before.
-
-    Args:
-        candidates: all of them, one of them the reference.
-        max_loss: largest loss of agreement that the default variant may have, absolute.
-    """
-    refused = {one.name: one.unfit for one in candidates if one.unfit and not one.reference}
-    return Decision(refused, *choose_default([one for one in candidates if one.name not in refused], max_loss))
-
-
-def _reason(one: Measured, better: Sequence[Measured], max_loss: float) -> str:
-    if one.unfit:
-        return one.unfit
-    if one.loss > max_loss:
-        return f"it loses {one.loss:.4f}, more than max_quality_loss {max_loss:g}"
+def _superfluous(one: Measured, better: Sequence[Measured], as_good: str) -> str:
     for other in better:
         if other is not one and one.milliseconds >= FASTER * other.milliseconds:
             return (
                 f"it is not faster ({one.milliseconds:.2f} ms) than {other.name} ({other.milliseconds:.2f} ms), "
-                "which is at least as good"
+                f"which {as_good}"
             )
     return ""
 

@@ -11,11 +11,11 @@ import pytest
 
 import millis
 from benchmarks.gateway import running_gateway
-from millis_pipeline import build
 from tests import tiny
 from tests.conftest import Published
 from tests.gateway.test_metrics import free_port, scrape
 from tests.gateway.test_reload import publish, served, until, withdraw
+from tests.publishing import publish_all
 
 TEXTS = tuple(f"where is my order number {number}" for number in range(8))
 CALLERS = 4
@@ -134,7 +134,7 @@ def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = tiny.text_classifier(tmp_path_factory.mktemp("other") / "intent", seed=9)
     folder = checkpoint.parent / "repository"
     options = ["--name", "intent", "--repository", str(folder), "--reports", str(checkpoint.parent)]
-    assert build.main([str(checkpoint), *options]) == 0
+    assert publish_all(str(checkpoint), *options) == 0
     return folder
 
 

@@ -13,10 +13,10 @@ import pytest
 
 import millis
 from benchmarks.gateway import running_gateway
-from millis_pipeline import build
 from millis_server.manifest_files import sha256
 from tests import tiny
 from tests.conftest import Published
+from tests.publishing import publish_all
 
 OLD, NEW = ("cancel", "order", "refund"), ("abort", "buy", "pay")
 CALLERS = 8
@@ -35,7 +35,7 @@ def new_version(published: Published, tmp_path_factory: pytest.TempPathFactory) 
     checkpoint = tiny.text_classifier(tmp_path_factory.mktemp("new") / "intent", NEW, seed=9)
     folder = checkpoint.parent / "repository"
     publish = [str(checkpoint), "--name", "intent", "--repository", str(folder)]
-    assert build.main([*publish, "--reports", str(checkpoint.parent)]) == 0
+    assert publish_all(*publish, "--reports", str(checkpoint.parent)) == 0
     return folder
 
 

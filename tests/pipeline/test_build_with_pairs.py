@@ -143,3 +143,20 @@ def test_a_query_that_leaves_no_room_for_a_document_is_named_with_its_line(
         f"millis build: --eval-data: {data}:4: the query has 61 tokens; with 3 special ones and at least 1 of a "
         f"document the limit of {folder} is 64\n"
     )
+
+
+def test_without_data_what_is_not_faster_is_refused_and_the_report_says_what_was_seen(
+    tmp_path: Path, embedder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millis_pipeline.gate.FASTER", 0.0)  # nothing is fast enough
+    assert build.main([str(embedder), *options(tmp_path)]) == 0
+    assert [folder.name for folder in (tmp_path / "repository").iterdir()] == ["embed-fp32"]
+    lines = (tmp_path / "reports" / "embed.md").read_text().splitlines()
+    (refused,) = (line for line in lines if line.startswith("| int8 |"))
+    assert refused.split(" | ")[1:3] == ["refused", "not measured"]
+    assert refused.split(" | ")[3].endswith(" on 6 built-in texts")
+    (why,) = (line for line in lines if line.startswith("- int8: it is not faster ("))
+    assert why.endswith("which agrees with PyTorch at least as much.")
+    said = [line for line in capsys.readouterr().out.splitlines() if "quality not measured, agreement " in line]
+    assert [line.split(":")[1].split()[0] for line in said] == ["published", "did"]
+    assert all(" on 6 built-in texts, " in line for line in said)

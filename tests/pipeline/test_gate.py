@@ -44,12 +44,35 @@ def test_what_was_found_unfit_before_is_refused_for_that_reason() -> None:
     assert decide([FP32, unfit], 0.01).refused == {"exits": "its exits do not pay"}
 
 
-def test_what_is_unfit_is_refused_also_where_quality_was_not_measured() -> None:
+def test_what_is_unfit_or_superfluous_is_refused_also_where_quality_was_not_measured() -> None:
     unfit = Measured("exits", 1.0, 0.0, 1.0, unfit="its exits do not pay")
-    slow = Measured("slow", 0.5, 0.5, 9.0)
-    assert decide_unmeasured([FP32, unfit, INT8, slow], 0.01) == Decision(
-        {"exits": "its exits do not pay"}, "int8", "it is 2.00 times as fast as fp32 and loses 0.0020"
+    slow = Measured("slow", 0.5, 0.5, 3.2)
+    # A few texts do not prove what it loses: it is published, and only not the default.
+    far = Measured("far", 0.4, 0.6, 1.5)
+    assert decide_unmeasured([FP32, unfit, INT8, slow, far], 0.01) == Decision(
+        {
+            "exits": "its exits do not pay",
+            "slow": "it is not faster (3.20 ms) than int8 (3.00 ms), which agrees with PyTorch at least as much",
+        },
+        "int8",
+        "it is 2.00 times as fast as fp32 and loses 0.0020",
     )
+
+
+def test_the_reference_is_published_also_where_another_one_agrees_as_much_and_is_faster() -> None:
+    same = Measured("compiled", 0.95, 0.0, 3.0)
+    assert decide_unmeasured([FP32, same], 0.01) == Decision(
+        {}, "compiled", "it is 2.00 times as fast as fp32 and loses 0.0000"
+    )
+
+
+def test_what_is_better_by_a_rounding_of_cosines_only_must_be_faster() -> None:
+    for gate, how in ((decide, "is at least as good"), (decide_unmeasured, "agrees with PyTorch at least as much")):
+        assert gate([FP32, Measured("compiled", 0.9500001, -1e-7, 7.0)], 0.01) == Decision(
+            {"compiled": f"it is not faster (7.00 ms) than fp32 (6.00 ms), which {how}"},
+            "fp32",
+            "no other variant is faster and good enough",
+        )
 
 
 def test_the_reference_is_published_even_when_a_better_variant_is_faster() -> None:

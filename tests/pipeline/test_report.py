@@ -88,21 +88,34 @@ def test_each_variant_names_its_engine_where_they_differ(tmp_path: Path) -> None
     assert "| batch | tokens | fp32 (an engine) | bf16 (another engine) |" in lines
 
 
-def test_what_is_refused_without_data_to_measure_quality_on_is_named() -> None:
+def test_without_evaluation_data_the_report_says_what_was_seen_and_that_it_is_no_quality(tmp_path: Path) -> None:
     without = [
-        replace(one, manifest=one.manifest.model_copy(update={"quality": None}))
+        replace(
+            one,
+            manifest=one.manifest.model_copy(update={"quality": None}),
+            judgement=Judgement(None, None, 0.75, 0.5, 6),
+        )
         for one in (entry("fp32", 4.0, GOLD), entry("exits", 1.0, GOLD, "its exits do not pay"))
     ]
-    said = "There was no data to measure quality on, so nothing was refused"
-    assert gate_lines(without[:1], 0.01) == [f"{said}.", ""]
-    assert gate_lines(without, 0.01) == [
-        f"{said} for it.",
-        "",
-        "Not published:",
-        "",
-        "- exits: its exits do not pay.",
-        "",
+    said = (
+        "Quality was not measured, for there was no evaluation data: agreement with PyTorch on 6 built-in texts does "
+        "not prove it. The gate went by agreement: faster than every variant that agrees at least as much."
+    )
+    assert gate_lines(without[:1], 0.01) == [said, "", "All variants passed.", ""]
+    refused = ["Not published:", "", "- exits: its exits do not pay.", ""]
+    assert gate_lines(without, 0.01) == [said, "", *refused]
+    write_report(tmp_path, "tiny", without, without[0].judgement, "", 0.01)
+    lines = (tmp_path / "tiny.md").read_text("utf-8").splitlines()
+    table = lines.index("## Variants") + 2
+    seen = "not measured | 0.7500 on 6 built-in texts | 0.5"
+    head = "| variant | version | quality (95 % interval) | agreement | largest difference | one text | p50, 16 tokens "
+    assert lines[table : table + 4] == [
+        f"{head}| size | memory |",
+        "|---|---|---|---|---|---|---|---|---|",
+        f"| **fp32** (default) | 3 | {seen} | 4.00 ms | 4.00 ms | 2.0 MB | 5 MB |",
+        f"| exits | refused | {seen} | 1.00 ms | 1.00 ms | 2.0 MB | 5 MB |",
     ]
+    assert "## Label by label" not in lines
 
 
 def test_a_correlation_below_0_is_told_as_it_is(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def _table(entries: Sequence[DecoderEntry], original: Original) -> list[str]:
 def _interval(entry: DecoderEntry) -> str:
     quality = entry.manifest.quality
     if quality is None:
-        return f"{entry.judgement.agreement:.4f} on built-in prompts"
+        return f"{entry.judgement.agreement:.4f} on {entry.judgement.inputs} built-in texts"
     return f"{quality.value:.4f} ({quality.low:.4f} to {quality.high:.4f})"
 
 
