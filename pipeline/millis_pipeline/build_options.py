@@ -32,7 +32,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="what generates text from a checkpoint; transformers (PyTorch) also takes what cannot become a graph",
     )
     parser.add_argument("--name", help="logical model name; the default is the recipe's or the checkpoint's")
-    parser.add_argument("--eval-data", type=Path, help="labelled data to measure a checkpoint on (CSV, JSONL, CoNLL)")
+    parser.add_argument(
+        "--eval-data",
+        type=Path,
+        help="labelled data to measure a checkpoint on: texts with labels (CSV, JSONL), words with tags (CoNLL); for "
+        "embeddings and cross-encoders pairs: sentence1, sentence2, score, or query, document, relevance",
+    )
     parser.add_argument("--text-column", default="text", help="column of the texts in --eval-data")
     parser.add_argument("--label-column", default="label", help="column of the labels in --eval-data")
     parser.add_argument(
