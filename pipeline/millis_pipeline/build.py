@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -22,49 +21,38 @@ from tokenizers import Tokenizer
 
 from millis_pipeline.assess import Assessed, ask_teacher, assess
 from millis_pipeline.build_options import build_parser
-from millis_pipeline.calibrate import steady
 from millis_pipeline.candidates import CandidateMaker
 from millis_pipeline.checkpoint import Checkpoint, CheckpointError, load
 from millis_pipeline.data import DataError, named
 from millis_pipeline.decoders.recipe import DecoderRecipe
+from millis_pipeline.entry import Entry, make_entry
 from millis_pipeline.export import ExportError
 from millis_pipeline.finetune import finetune
 from millis_pipeline.gate import Decision, decide, decide_unmeasured
 from millis_pipeline.inputs import check_inputs
 from millis_pipeline.interruption import raise_on_signals
 from millis_pipeline.job import Job, check_evaluation, read_evaluation, read_job
-from millis_pipeline.libraries import versions_of
 from millis_pipeline.memory import MeasurementError
 from millis_pipeline.precision import possible_here
 from millis_pipeline.publish import PublishError, check_folder, publish, staging, write_version
 from millis_pipeline.recipe import RecipeError
 from millis_pipeline.recipe_data import train_and_dev
-from millis_pipeline.report import Entry, write_report
+from millis_pipeline.report import write_report
 from millis_pipeline.side_by_side import Alone, Build, in_turn, side_by_side
-from millis_pipeline.sources import PACKAGE_PREFIX, resolve
+from millis_pipeline.sources import resolve
 from millis_pipeline.students import Students, check_variants, training_texts
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.verify import (
-    FP32_TOLERANCE,
     EvaluationSet,
     Judgement,
     VerificationError,
     evaluation_set,
-    self_checks,
 )
-from millis_server.manifest import TOKENIZER_FILE, Manifest, Provenance
-from millis_server.manifest_files import sha256
+from millis_server.manifest import TOKENIZER_FILE
 from millis_server.processor import saturates
 
 ERRORS = (CheckpointError, DataError, ExportError, MeasurementError, PublishError, RecipeError, VerificationError)
 """What a user can mend; anything else is a bug and shows its traceback."""
-
-LIBRARIES = ("torch", "transformers", "sentence-transformers", "onnx", "onnxruntime", "openvino", "tokenizers")
-SELF_CHECKS = 3
-"""Inputs that a version must answer as it did here before it takes traffic."""
-
-ROUNDED_TOLERANCE = 0.25
-"""Largest difference that passes the self-check of what is not fp32: another processor may round another way."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -196,7 +184,7 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None, a
         _say(job, f"verifying and measuring {len(candidates)} variants on {len(evaluation.inputs)} texts")
         assessed = assess(candidates, teacher, evaluation, original, alone)
         decision = _decide(job, assessed, original.judgement)
-        entries = [_entry(job, one, decision) for one in assessed]
+        entries = [make_entry(job, one, decision) for one in assessed]
         folders = {one.candidate.name: one.candidate.folder for one in assessed}
         staged = [(folders[entry.manifest.variant], entry.manifest) for entry in entries if not entry.refused]
         for path, manifest in staged:
@@ -240,58 +228,6 @@ def _decide(job: Job, assessed: Sequence[Assessed], reference: Judgement) -> Dec
     if reference.quality is None:
         return decide_unmeasured(measured, job.max_quality_loss)
     return decide(measured, job.max_quality_loss)
-
-
-def _entry(job: Job, one: Assessed, decision: Decision) -> Entry:
-    candidate, checkpoint = one.candidate, one.candidate.checkpoint
-    manifest = Manifest(
-        model=job.name,
-        variant=candidate.name,
-        task=checkpoint.task,
-        labels=checkpoint.labels,
-        multi_label=checkpoint.multi_label,
-        max_tokens=checkpoint.max_tokens,
-        pad_id=checkpoint.tokenizer.pad_token_id or 0,
-        inputs=checkpoint.inputs,
-        dimensions=checkpoint.dimensions,
-        normalized=checkpoint.normalized,
-        activation=checkpoint.activation,
-        default_variant=candidate.name == decision.default,
-        default_for_task=job.recipe is not None and job.recipe.default,
-        files={path.name: sha256(path) for path in candidate.files},
-        size_bytes=sum(path.stat().st_size for path in candidate.graphs),
-        memory_bytes=one.memory_bytes,
-        quality=one.judgement.quality,
-        latency=one.latency,
-        provenance=_provenance(job, checkpoint, candidate.steps),
-        weight_bits=0 if candidate.recipe.quantize is None else 7 if saturates() else 8,
-        precision=candidate.precision,
-        exits=one.exits,
-        self_check=self_checks(checkpoint, one.evaluation, candidate.runner(), _checked(one)),
-        tolerance=FP32_TOLERANCE if candidate.exact else ROUNDED_TOLERANCE,
-    )
-    return Entry(manifest, one.judgement, refused=decision.refused.get(candidate.name, ""))
-
-
-def _checked(one: Assessed) -> list[int]:
-    """Inputs for the self-check. Of a variant with exits those that leave clearly where they leave: on another machine
-    rounding must not send one on."""
-    candidate = one.candidate
-    if not candidate.exits:
-        return list(range(min(SELF_CHECKS, len(one.evaluation.inputs))))
-    return steady(candidate.stages(), one.evaluation.rows, candidate.checkpoint.inputs, SELF_CHECKS)
-
-
-def _provenance(job: Job, checkpoint: Checkpoint, steps: tuple[str, ...]) -> Provenance:
-    return Provenance(
-        checkpoint=job.source.removeprefix(PACKAGE_PREFIX) if job.source.startswith(PACKAGE_PREFIX) else job.source,
-        dataset=job.dataset if job.recipe is not None and job.recipe.train is not None else "",
-        recipe=job.recipe.digest if job.recipe is not None else "",
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        steps=steps,
-        versions=versions_of(LIBRARIES),
-        license=(job.recipe.license if job.recipe is not None else "") or checkpoint.license,
-    )
 
 
 def _summarise(job: Job, entries: Sequence[Entry], retired: Sequence[str]) -> None:

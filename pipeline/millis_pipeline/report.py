@@ -4,14 +4,12 @@ large, where it comes from, and why some were not published."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 
-from markdown_it import MarkdownIt
-
+from millis_pipeline.entry import Entry
 from millis_pipeline.evaluate import LabelScores, Row
 from millis_pipeline.latency import single_text_ms
+from millis_pipeline.pages import write_pages
 from millis_pipeline.pair_scores import MRR, SPEARMAN
 from millis_pipeline.pareto import Mark, draw
 from millis_pipeline.verify import Judgement
@@ -19,35 +17,6 @@ from millis_server.manifest import Exit, LatencyPoint, LatencyProfile, Manifest
 
 EXAMPLES = {SPEARMAN: "pairs", MRR: "queries"}
 """What the examples of a metric are, where that is not plain."""
-
-STYLE = """
-body { font-family: sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.5; color: #222 }
-table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1rem 0 }
-th, td { border: 1px solid #ccc; padding: 0.25rem 0.6rem; text-align: left }
-th { background: #f4f4f4 }
-svg { max-width: 100%; height: auto }
-"""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A variant as it was made and measured.
-
-    Attributes:
-        manifest: as it is, or would have been, published.
-        judgement: what it was measured to be.
-        refused: why it is not published; empty when it is.
-        version: that it was published as.
-    """
-
-    manifest: Manifest
-    judgement: Judgement
-    refused: str = ""
-    version: str = ""
-
-    def published_as(self, version: str) -> Entry:
-        """The same, with its version."""
-        return replace(self, version=version)
 
 
 def write_report(
@@ -65,26 +34,6 @@ def write_report(
     """
     before = "\n".join(_before_picture(entries, reference, choice, max_loss))
     write_pages(folder, name, before, _picture(entries), "\n".join(_after_picture(entries, reference)))
-
-
-def write_pages(folder: Path, name: str, before: str, picture: str, after: str) -> None:
-    """Writes one report as `NAME.md` with `NAME.svg` beside it, and as `NAME.html`.
-
-    Args:
-        folder: to write into.
-        name: logical model name.
-        before: Markdown before the picture.
-        picture: SVG.
-        after: Markdown after it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    image = f"![Quality against time and size]({name}.svg)\n\n"
-    (folder / f"{name}.md").write_text(f"{before}\n{image}{after}\n", "utf-8")
-    (folder / f"{name}.svg").write_text(picture, "utf-8")
-    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    body = f"{markdown.render(before)}\n{picture}\n{markdown.render(after)}"
-    page = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(name)}</title>\n'
-    (folder / f"{name}.html").write_text(f"{page}<style>{STYLE}</style>\n<body>\n{body}</body>\n</html>\n", "utf-8")
 
 
 def _before_picture(entries: Sequence[Entry], reference: Judgement, choice: str, max_loss: float) -> list[str]:

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from millis_pipeline import libraries
-from millis_pipeline.build import LIBRARIES
+from millis_pipeline.entry import LIBRARIES
 from millis_pipeline.libraries import versions_of
 
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+from millis_pipeline.entry import Entry
 from millis_pipeline.evaluate import Score, classification_scores
-from millis_pipeline.report import Entry, gate_lines, write_report
+from millis_pipeline.report import gate_lines, write_report
 from millis_pipeline.verify import Judgement
 from millis_server.manifest import LatencyPoint, LatencyProfile, Manifest, Provenance, Quality, SelfCheck
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from millis_pipeline.decoders.measure import token_ms
+from millis_pipeline.entry import Entry
+from millis_pipeline.pages import write_pages
 from millis_pipeline.pareto import Mark, draw
-from millis_pipeline.report import Entry, gate_lines, library_lines, step_lines, title, write_pages
+from millis_pipeline.report import gate_lines, library_lines, step_lines, title
 
 EXAMPLES = 5
 
