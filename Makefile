@@ -90,12 +90,27 @@ bench-tune: models ## search a faster configuration for `intent` and more throug
 	$(BIN)/millis tune sentiment --repository $(REPOSITORY) --texts pipeline/recipes/sentiment/test.csv \
 	  --objective throughput --budget-seconds 150 --phase-seconds 1
 
-bench-eager: $(RUNS) ## measure published variants against PyTorch behind a plain server (CHECKPOINT=, MODEL=, TEXTS=)
-	$(BIN)/python -m benchmarks.eager --checkpoint $(CHECKPOINT) --repository $(REPOSITORY) --model $(MODEL) --texts $(TEXTS)
+# Of a public data set SET, whose folder is in DATA: the recipe trains its model, which is kept, and SET-compress.yaml or
+# SET-exits.yaml makes its variants.
+SET ?= banking77
+KEPT := .millis/checkpoints
+of_recipe = $(shell sed -n 's/^$(2): *//p' benchmarks/recipes/$(SET)-$(1).yaml)
+define build_family
+	@test -d "$(DATA)/$(SET)" || { echo "make: DATA=FOLDER must name the folder that holds $(SET)/"; exit 2; }
+	@test -d $(KEPT)/$(SET) || $(BIN)/millis build benchmarks/recipes/$(SET).yaml --data-dir $(DATA) --keep $(KEPT) --repository $(REPOSITORY)
+	@ls -d $(REPOSITORY)/$(SET)-$(1)-*/ >/dev/null 2>&1 || $(BIN)/millis build benchmarks/recipes/$(SET)-$(1).yaml --data-dir $(DATA) \
+	  --teacher $(KEPT)/$(SET) --keep $(KEPT) --repository $(REPOSITORY)
+endef
 
-bench-exits: $(RUNS) ## measure a variant with early exits against the one without (MODEL=, PLAIN=, EXITS=, TEXTS=, LABELS=)
-	$(BIN)/python -m benchmarks.exits --repository $(REPOSITORY) --model $(MODEL) --plain $(PLAIN) --exits $(EXITS) \
-	  --texts $(TEXTS) --label-column $(LABELS)
+bench-eager: $(READY) ## measure a public set's variants against PyTorch behind a plain server (SET=banking77, DATA=its folder)
+	$(call build_family,compress)
+	$(BIN)/python -m benchmarks.eager --checkpoint $(KEPT)/$(SET) --repository $(REPOSITORY) --model $(SET)-compress \
+	  --texts $(DATA)/$(call of_recipe,compress,test)
+
+bench-exits: $(READY) ## measure a public set's variant with early exits against the one without (SET=banking77, DATA=its folder)
+	$(call build_family,exits)
+	$(BIN)/python -m benchmarks.exits --repository $(REPOSITORY) --model $(SET)-exits --plain int8 --exits exits-int8 \
+	  --texts $(DATA)/$(call of_recipe,exits,test) --label-column $(call of_recipe,exits,label_column)
 
 bench-generate: $(READY) ## measure what the service adds to a generation (SHAPE=0.5b or 15m, random weights)
 	$(BIN)/python -m benchmarks.generate --shape $(or $(SHAPE),0.5b)
