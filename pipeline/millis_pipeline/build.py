@@ -177,6 +177,7 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None, a
             _held_out(job, teacher, tokenizer),
             stage,
             reduce_range=saturates(),
+            max_loss=job.max_quality_loss,
             say=partial(_say, job),
             alone=alone,
         )

@@ -7,11 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 
 from torch import nn
 
+from millis_pipeline.agreement import agreement
 from millis_pipeline.aot import compile_torch
 from millis_pipeline.calibrate import calibrate, trace
 from millis_pipeline.checkpoint import Checkpoint
@@ -19,7 +21,7 @@ from millis_pipeline.examples import Example, pad
 from millis_pipeline.exits import ExitModel
 from millis_pipeline.export import export_onnx, export_stages
 from millis_pipeline.latency import stage_ms
-from millis_pipeline.quantize import quantize_int8
+from millis_pipeline.quantize import Floor, quantize_int8
 from millis_pipeline.run import CascadeRunner, Feeds, Runner, graph_runner
 from millis_pipeline.side_by_side import Alone
 from millis_pipeline.students import Students
@@ -107,6 +109,7 @@ class CandidateMaker:
         held_out: to calibrate exits with; None where no variant has any.
         stage: folder that gets the folders.
         reduce_range: whether int8 weights get 7 bits.
+        max_loss: share of the answers that quantization may change where `keep_fp32` is `auto`.
         say: told what is being done.
         alone: called before exits are calibrated, by what each graph takes.
     """
@@ -120,6 +123,7 @@ class CandidateMaker:
         stage: Path,
         *,
         reduce_range: bool,
+        max_loss: float,
         say: Callable[[str], None],
         alone: Alone,
     ) -> None:
@@ -129,6 +133,7 @@ class CandidateMaker:
         self._held_out = held_out
         self._stage = stage
         self._reduce_range = reduce_range
+        self._floor = Floor(partial(agreement, teacher.task, teacher.multi_label), 1 - max_loss)
         self._say = say
         self._alone = alone
         self._feeds = _calibration(texts, teacher)
@@ -208,7 +213,14 @@ class CandidateMaker:
         self._say(f"quantizing {candidate.name}")
         kept: tuple[str, ...] = ()
         for graph, target in zip(graphs, targets, strict=True):
-            kept += quantize_int8(graph, target, reduce_range=self._reduce_range, spec=quantize, texts=self._feeds)
+            kept += quantize_int8(
+                graph,
+                target,
+                reduce_range=self._reduce_range,
+                spec=quantize,
+                texts=self._feeds,
+                floor=self._floor,
+            )
         return targets, (_quantization(quantize, kept, len(self._feeds), self._reduce_range),)
 
     def _export(self, checkpoint: Checkpoint) -> list[Path]:

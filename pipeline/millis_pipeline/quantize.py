@@ -12,8 +12,9 @@ import ast
 import logging
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from onnxruntime.quantization import (
 )
 from tqdm import tqdm
 
+from millis_pipeline.agreement import Outputs
 from millis_pipeline.checkpoint import CheckpointError
 from millis_pipeline.run import Feeds, graph_runner
 from millis_pipeline.variants import Quantize
@@ -43,6 +45,19 @@ BLOCK = re.compile(r"head|layer ([1-9]\d*) (?:attention|feed-forward)")
 LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)(\.att)?")
 
 
+@dataclass(frozen=True)
+class Floor:
+    """How alike the answers of a quantized graph must be, for `keep_fp32: auto`.
+
+    Attributes:
+        agreement: of the outputs for some texts with those of the fp32 graph, 0 to 1.
+        least: that is good enough.
+    """
+
+    agreement: Callable[[Outputs, Outputs], float]
+    least: float
+
+
 def quantize_int8(
     source: Path,
     target: Path,
@@ -50,6 +65,7 @@ def quantize_int8(
     reduce_range: bool,
     spec: Quantize,
     texts: Sequence[Feeds] = (),
+    floor: Floor | None = None,
 ) -> tuple[str, ...]:
     """Writes the int8 version of a graph.
 
@@ -59,6 +75,7 @@ def quantize_int8(
         reduce_range: whether weights get 7 bits.
         spec: dynamic or static, and how many blocks stay in fp32.
         texts: inputs for calibration, and to find the blocks that quantization harms most; one feed each.
+        floor: for `keep_fp32: auto`.
 
     Returns:
         Names of the blocks that stayed in fp32, the most sensitive one first.
@@ -66,11 +83,34 @@ def quantize_int8(
     Raises:
         CheckpointError: a block that is named is none of the graph's, or there are fewer than are to stay in fp32.
     """
-    kept = _kept(source, spec, texts, reduce_range)
+    if spec.keep_fp32 == "auto":
+        assert floor is not None, "auto needs a floor. This is a bug."
+        kept: Sequence[str] = _fewest(source, spec, texts, reduce_range, floor)
+    else:
+        kept = _kept(source, spec, texts, reduce_range)
     found = blocks(source) if kept else {}
     excluded = [node for name in kept for node in found[name]]
     _quantize(source, target, spec, texts, reduce_range, excluded=excluded)
     return tuple(kept)
+
+
+def _fewest(source: Path, spec: Quantize, texts: Sequence[Feeds], reduce_range: bool, floor: Floor) -> Sequence[str]:
+    """As few blocks as it takes, the most harmed first; all of them where no fewer do."""
+    exact, known = graph_runner(source), blocks(source)
+    expected = [exact(feeds)[0] for feeds in texts]
+    ranked: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="millis-") as scratch:
+        target = Path(scratch) / "mixed.onnx"
+        for kept in tqdm(range(len(known)), desc="blocks in fp32", unit="block", leave=False, disable=None):
+            if kept == 1:
+                harm = sensitivity(source, spec, texts, reduce_range=reduce_range)
+                ranked = sorted(harm, key=lambda name: -harm[name])
+            excluded = [node for name in ranked[:kept] for node in known[name]]
+            _quantize(source, target, spec, texts, reduce_range, excluded=excluded)
+            ours = graph_runner(target)
+            if floor.agreement([ours(feeds)[0] for feeds in texts], expected) >= floor.least:
+                return ranked[:kept]
+    return ranked
 
 
 def _kept(source: Path, spec: Quantize, texts: Sequence[Feeds], reduce_range: bool) -> Sequence[str]:

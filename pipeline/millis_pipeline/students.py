@@ -61,7 +61,7 @@ def check_variants(variants: Sequence[VariantRecipe], folder: Path) -> None:
     for variant in variants:
         if variant.trim is not None:
             check_trimmable(load_tokenizer(str(folder), folder), variant.name)
-        if variant.quantize is not None and variant.quantize.keep_fp32:
+        if variant.quantize is not None and variant.quantize.keep_fp32 not in (0, "auto"):
             depth = stated_depth(folder)
             if depth is not None:  # else the graph will tell
                 check_blocks(variant.quantize.keep_fp32, _depth_left(variant, depth), variant.name)

@@ -187,7 +187,9 @@ async def _agreement(stand: Stand, plan: Plan, runner: Configuration, served: Se
     subject = plan.subjects[runner.variant]
     as_measured = replace(runner, engine=subject.engine, device=DEVICES[0])
     async with stand.loaded("measured", subject, as_measured) as other:
-        return agreement(subject.manifest, await answers(served, subject.rows), await answers(other, subject.rows))
+        manifest = subject.manifest
+        ours, theirs = await answers(served, subject.rows), await answers(other, subject.rows)
+    return agreement(manifest.task, manifest.multi_label, ours, theirs)
 
 
 def _conclude(plan: Plan, findings: Findings, repository: Path, apply: bool) -> int:

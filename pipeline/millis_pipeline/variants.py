@@ -93,9 +93,10 @@ class Quantize(_Step):
 
     method: Literal["dynamic", "static"]
     """Activations scaled for each call, or once by calibration on texts of the training data."""
-    keep_fp32: Annotated[int, Field(ge=0, le=96)] | tuple[str, ...] = 0
+    keep_fp32: Annotated[int, Field(ge=0, le=96)] | Literal["auto"] | tuple[str, ...] = 0
     """Blocks (attention or feed-forward part of a layer, or the head) that stay in fp32: so many that quantization
-    harms most, which takes a pass over texts to find, or those named, for example `layer 1 feed-forward`."""
+    harms most, which takes a pass over texts to find, or those named, for example `layer 1 feed-forward`. `auto` keeps
+    as few as it takes for the answers to training texts to change by no more than `max_quality_loss`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -105,7 +106,8 @@ class Quantize(_Step):
     @property
     def needs_texts(self) -> bool:
         """Whether it calibrates, or looks for the blocks that are harmed most."""
-        return self.method == "static" or (isinstance(self.keep_fp32, int) and self.keep_fp32 > 0)
+        searched = self.keep_fp32 == "auto" or (isinstance(self.keep_fp32, int) and self.keep_fp32 > 0)
+        return self.method == "static" or searched
 
 
 class VariantRecipe(_Step):

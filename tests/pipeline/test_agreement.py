@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from millis_pipeline.agreement import agreement
-from tests.server.test_manifest import manifest
 
 
 def outputs(*rows: list) -> list[np.ndarray]:
@@ -13,25 +12,23 @@ def outputs(*rows: list) -> list[np.ndarray]:
 
 def test_of_texts_with_one_label_it_is_the_share_with_the_same():
     ours, theirs = outputs([1, 0], [0, 1], [3, 2], [1, 2]), outputs([2, 1], [0, 5], [2, 3], [0, 9])
-    assert agreement(manifest(), ours, theirs) == 0.75
+    assert agreement("text-classification", False, ours, theirs) == 0.75
 
 
 def test_of_texts_with_many_labels_all_must_be_the_same():
     ours, theirs = outputs([1, -1], [1, 1]), outputs([2, -3], [1, -1])
-    assert agreement(manifest(multi_label=True), ours, theirs) == 0.5
+    assert agreement("text-classification", True, ours, theirs) == 0.5
 
 
 def test_of_tokens_it_is_the_share_with_the_same_label():
     ours, theirs = outputs([[1, 0], [0, 1], [1, 0]], [[1, 0]]), outputs([[1, 0], [1, 0], [1, 0]], [[2, 0]])
-    assert agreement(manifest(task="token-classification"), ours, theirs) == 0.75
+    assert agreement("token-classification", False, ours, theirs) == 0.75
 
 
 def test_of_vectors_it_is_the_mean_cosine():
-    described = manifest(task="embedding", dimensions=2, labels=[], quality=None)
-    assert agreement(described, outputs([1, 0], [0, 2]), outputs([3, 0], [2, 0])) == pytest.approx(0.5)
+    assert agreement("embedding", False, outputs([1, 0], [0, 2]), outputs([3, 0], [2, 0])) == pytest.approx(0.5)
 
 
 def test_of_scores_it_is_the_share_of_pairs_in_the_same_order():
-    described = manifest(task="cross-encoder", labels=[], quality=None)
     ours, theirs = outputs([1.0], [2.0], [3.0]), outputs([0.1], [0.3], [0.2])
-    assert agreement(described, ours, theirs) == pytest.approx(2 / 3)
+    assert agreement("cross-encoder", False, ours, theirs) == pytest.approx(2 / 3)

@@ -132,6 +132,7 @@ def candidate(exported: Exported, folder: Path, wanted: Callable[[list[str], str
         held_out,
         folder,
         reduce_range=True,
+        max_loss=0.01,
         say=print,
         alone=in_turn,
     )

@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
+from millis_pipeline.agreement import Outputs
 from millis_pipeline.checkpoint import CheckpointError, load
 from millis_pipeline.export import export_onnx
-from millis_pipeline.quantize import blocks, quantize_int8, sensitivity
+from millis_pipeline.quantize import Floor, blocks, quantize_int8, sensitivity
 from millis_pipeline.run import Feeds, graph_runner
 from millis_pipeline.variants import Quantize
 from millis_server.processor import saturates
@@ -95,3 +96,39 @@ def test_a_block_that_there_is_not_is_named_in_the_error(tmp_path, graph) -> Non
     assert str(caught.value) == (
         f"quantize.keep_fp32: the model has no block 'layer 3 attention'; it has {', '.join(BLOCKS)}"
     )
+
+
+def nearness(ours: Outputs, theirs: Outputs) -> float:
+    """1 for the same outputs, less the farther they are apart."""
+    return 1 - max(float(np.abs(one - other).max()) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(("least", "expected"), [(-9.0, 0), (2.0, len(BLOCKS))])
+def test_as_many_blocks_as_needed_stay_in_fp32(tmp_path, graph, texts, least, expected) -> None:
+    kept = quantize_int8(
+        graph,
+        tmp_path / "int8.onnx",
+        reduce_range=True,
+        spec=Quantize(method="dynamic", keep_fp32="auto"),
+        texts=texts,
+        floor=Floor(nearness, least),
+    )
+    assert len(kept) == expected
+
+
+def test_no_more_blocks_than_needed_stay_in_fp32(tmp_path, graph, texts) -> None:
+    exact = graph_runner(graph)
+    expected = [exact(feeds)[0] for feeds in texts]
+
+    def reached(kept: int) -> float:
+        spec = Quantize(method="dynamic", keep_fp32=kept)
+        quantize_int8(graph, tmp_path / "some.onnx", reduce_range=True, spec=spec, texts=texts)
+        ours = graph_runner(tmp_path / "some.onnx")
+        return nearness([ours(feeds)[0] for feeds in texts], expected)
+
+    floor = Floor(nearness, reached(2))
+    fewest = next(kept for kept in range(3) if reached(kept) >= floor.least)
+    spec = Quantize(method="dynamic", keep_fp32="auto")
+    kept = quantize_int8(graph, tmp_path / "int8.onnx", reduce_range=True, spec=spec, texts=texts, floor=floor)
+    harm = sensitivity(graph, spec, texts, reduce_range=True)
+    assert list(kept) == sorted(harm, key=lambda name: -harm[name])[:fewest]
