@@ -22,6 +22,7 @@ from tests.gateway.test_metrics import free_port, scrape
 
 PLACES = 8
 WAITING = 1000
+TRIES = 5
 MEGABYTE = 1 << 20
 
 
@@ -81,24 +82,35 @@ def as_ever(client: millis.Client, model: PreTrainedModel) -> None:
     assert made == {place: tiny.greedy(model, prompt, 120) for place, prompt in enumerate(prompts)}
 
 
-def test_a_killed_process_fails_the_texts_under_way_and_comes_back(gateway, client, model):
-    process = engine_process(gateway)
-    streams = [client.generate("fox", max_tokens=190, ignore_eos=True) for _ in range(3)]
-    for stream in streams:
-        next(stream)
-    os.kill(process, signal.SIGKILL)
-    for stream in streams:
-        with pytest.raises(millis.UnavailableError):
-            list(stream)
+def ends(stream: millis.GenerationStream) -> str:
+    """How a stream ends: `whole`, or the name of the error."""
+    try:
+        list(stream)
+    except millis.StatusError as error:
+        return type(error).__name__
+    return "whole"
 
+
+def test_a_killed_process_fails_the_texts_under_way_and_comes_back(gateway, client, model):
     def answers() -> bool:
         try:
             return len(list(client.generate("fox", max_tokens=3, ignore_eos=True))) == 3
         except millis.UnavailableError:
             return False
 
-    until(answers)
-    as_ever(client, model)
+    # On a busy machine this process may sleep until the texts are made; a kill that came too late tells nothing.
+    for _ in range(TRIES):
+        process = engine_process(gateway)
+        streams = [client.generate("fox", max_tokens=490, ignore_eos=True) for _ in range(3)]
+        for stream in streams:
+            next(stream)
+        os.kill(process, signal.SIGKILL)
+        ended = [ends(stream) for stream in streams]
+        until(answers)
+        as_ever(client, model)
+        if "whole" not in ended:
+            break
+    assert ended == ["UnavailableError"] * 3
 
 
 def test_a_crowd_is_answered_in_turn_and_nobody_starves(client):
