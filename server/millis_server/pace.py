@@ -25,28 +25,17 @@ TYPICAL_TOKENS = 16
 
 
 class Factor:
-    """How much longer than predicted something takes; it fades to where it rests when nothing renews it.
+    """How much longer than predicted something takes; it fades to 1 when nothing renews it."""
 
-    It rests at 1, or below where the version was measured to be faster when it was loaded. Never above: a version that
-    looks too slow is not asked, and would never learn that it is not.
-    """
-
-    __slots__ = ("_renewed", "_rest", "_value")
+    __slots__ = ("_renewed", "_value")
 
     def __init__(self) -> None:
         self._value = 1.0
-        self._rest = 1.0
         self._renewed = 0.0
-
-    def begin(self, value: float, now: float) -> None:
-        """Starts from a measured value."""
-        self._value = min(max(value, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
-        self._rest = min(self._value, 1.0)
-        self._renewed = now
 
     def at(self, now: float) -> float:
         """The factor as it stands at `now`, on the clock of `perf_counter`."""
-        return self._rest + (self._value - self._rest) * kept(now - self._renewed)
+        return 1 + (self._value - 1) * kept(now - self._renewed)
 
     def add(self, change: float, now: float) -> None:
         """Moves it."""
@@ -71,26 +60,33 @@ class Pace:
     Attributes:
         model, workers, rows_at_once: as given.
         engine: its measured time; None when nothing was measured.
-        typical: engine time of one short text, to compare versions by; infinite when nothing was measured.
-        factor: of its own time.
+        scale: of that time, and of the path around it, on this machine and with the version's config; 1 at most.
+        factor: of its own time, learned from answers.
     """
 
-    __slots__ = ("engine", "factor", "model", "rows_at_once", "typical", "workers")
+    __slots__ = ("_typical", "engine", "factor", "model", "rows_at_once", "scale", "workers")
 
     def __init__(self, model: str, profile: LatencyProfile | None, workers: int = 2, rows_at_once: int = 64) -> None:
         self.model = model
         self.workers = workers
         self.rows_at_once = rows_at_once
         self.engine = EngineTime(profile) if profile is not None and profile.points else None
-        self.typical = self.engine.seconds(1, TYPICAL_TOKENS) if self.engine else inf
+        self._typical = self.engine.seconds(1, TYPICAL_TOKENS) if self.engine else inf
+        self.scale = 1.0
         self.factor = Factor()
+
+    @property
+    def typical(self) -> float:
+        """Engine time of one short text, to compare versions by; infinite when nothing was measured."""
+        return self.scale * self._typical
 
     def calibrate(self, seen: Sequence[tuple[int, float]]) -> None:
         """Sets out from what this machine, and the version's config, make of the profile.
 
         Without it a profile from a slower machine, or of another engine, would keep the version from being asked, and
-        so from being known better. What other work does to a measurement only adds to it: so it may say that the
-        version is faster by its median, and that it is slower only by its least.
+        so from being known better; a version that is faster is held to that. One that is slower only begins so, for
+        what looks too slow is not asked and would never learn that it is not. What other work does to a measurement
+        only adds to it: it may say by its median that the version is faster, and only by its least that it is slower.
 
         Args:
             seen: tokens of a lone text, and the seconds that it took through the lane, at least once.
@@ -99,4 +95,7 @@ class Pace:
             return
         shares = [seconds / (PATH_SECONDS + self.engine.seconds(1, tokens)) for tokens, seconds in seen]
         usual = median(shares)
-        self.factor.begin(usual if usual <= 1 else max(1.0, min(shares)), perf_counter())
+        if usual < 1:
+            self.scale = max(usual, 1 / LARGEST_FACTOR)
+        else:
+            self.factor.add(max(0.0, min(shares) - 1), perf_counter())

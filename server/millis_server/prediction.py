@@ -181,12 +181,12 @@ class Predictor:
         if pace.engine is None:
             return Forecast(pace, 0.0, 0.0, 0.0, inf, inf, inf)
         queue = self._queue(pace.model)
-        work = pace.engine.seconds(load.rows, load.tokens)
+        work = pace.scale * pace.engine.seconds(load.rows, load.tokens)
         share = queue.ahead + work
         beside = sum([min(other.ahead, share) for other in self._queues.values() if other is not queue])
         wait = (queue.ahead + beside) / pace.workers
         # A lone row runs on one thread; several are spread over the workers.
-        own = PATH_SECONDS + work / min(load.rows, pace.workers)
+        own = pace.scale * PATH_SECONDS + work / min(load.rows, pace.workers)
         now = perf_counter()
         at_rest = pace.factor.at(now) * own
         expected = at_rest + queue.factor.at(now) * wait

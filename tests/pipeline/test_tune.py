@@ -253,7 +253,7 @@ def test_counts_below_one_are_refused(option, capsys):
         tune.main(["intent", option])
     name, value = option.split("=")
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"millis tune: error: argument {name}: must be at least 1, got {value}"
+        f"millis tune: error: argument {name}: must be a whole number of at least 1, got {value!r}"
     )
 
 
