@@ -38,7 +38,7 @@ from benchmarks.load import tasks
 from benchmarks.routing_picture import picture
 from millis.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc, types_pb2
 from millis_pipeline.latency import machine
-from millis_server.prediction import FORGET_SECONDS
+from millis_server.pace import FORGET_SECONDS
 
 ROUTED, PINNED = "routed", "pinned"
 LIBRARIES = ("onnxruntime", "nvidia-pytriton", "grpcio", "tokenizers", "numpy")

@@ -18,7 +18,8 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        env=os.environ | environment,
+        # gRPC's core has a log of its own, in which closing a poller at exit is now and then an error.
+        env=os.environ | {"GRPC_VERBOSITY": "NONE"} | environment,
         # A test run that was started in the background ignores Ctrl-C, and would hand that on.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
