@@ -5,6 +5,7 @@ Speed does not depend on what the weights are, and these are to be had without a
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,10 @@ def build(folder: Path, name: str, setup: Setup) -> Path:
     model.save_pretrained(checkpoint_of(folder, name))
     with staging(repository) as stage:
         if setup.engine == "transformers":
-            staged = _checkpoint(model, stage, weights[0])
+            # Linked: of a large model it would else be written twice.
+            staged = {
+                weights[0]: shutil.copytree(checkpoint_of(folder, name), stage / weights[0], copy_function=os.link)
+            }
         else:
             staged = _graphs(model, stage, shape)
         written = []
@@ -164,12 +168,6 @@ def _graphs(model: PreTrainedModel, stage: Path, shape: Shape) -> dict[str, Path
             target.mkdir()
             compress(exported, target, DecoderVariant(weights=weights))
     return folders
-
-
-def _checkpoint(model: PreTrainedModel, stage: Path, weights: str) -> dict[str, Path]:
-    """The folder with the checkpoint that PyTorch reads."""
-    model.save_pretrained(stage / weights)
-    return {weights: stage / weights}
 
 
 def _manifest(setup: Setup, name: str, weights: str, folder: Path) -> Manifest:

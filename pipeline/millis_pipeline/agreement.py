@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import kendalltau
 
+from millis_pipeline.pair_scores import same_order
 from millis_server.manifest import TaskName
 
 Outputs = Sequence[NDArray[np.float32]]
@@ -27,10 +27,10 @@ def agreement(task: TaskName, multi_label: bool, ours: Outputs, theirs: Outputs)
         cross-encoder of the pairs of rows that are in the same order (from Kendall's tau).
     """
     if task == "embedding":
-        return float(np.mean([_cosine(mine, other) for mine, other in zip(ours, theirs, strict=True)]))
+        return float((unit_length(ours) * unit_length(theirs)).sum(axis=1).mean())
     if task == "cross-encoder":
-        tau = kendalltau([float(output[0]) for output in ours], [float(output[0]) for output in theirs]).statistic
-        return float(1 + tau) / 2
+        one_query = [""] * len(ours)
+        return same_order(one_query, *(np.array([output[0] for output in side], np.float64) for side in (ours, theirs)))
     same: list[bool] = []
     for mine, other in zip(ours, theirs, strict=True):
         same += [a == b for a, b in zip(_answers(multi_label, mine), _answers(multi_label, other), strict=True)]
@@ -45,5 +45,8 @@ def _answers(multi_label: bool, output: NDArray[np.float32]) -> list[int] | list
     return labels
 
 
-def _cosine(mine: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    return float(mine @ other / (np.linalg.norm(mine) * np.linalg.norm(other)))
+def unit_length(vectors: Outputs) -> NDArray[np.float64]:
+    """Vectors of length 1 in the same directions, [vectors, dimensions]."""
+    whole = np.stack(vectors).astype(np.float64)
+    unit: NDArray[np.float64] = whole / np.linalg.norm(whole, axis=1, keepdims=True)
+    return unit

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from millis_pipeline.agreement import unit_length
 from millis_pipeline.checkpoint import Checkpoint
 from millis_pipeline.data import DataError, TokenExamples
 from millis_pipeline.evaluate import Score, classification_scores, entity_scores, mean_interval
@@ -166,7 +167,7 @@ def _judge_vectors(
     evaluation: EvaluationSet, outputs: Sequence[NDArray[np.float32]], reference: Sequence[NDArray[np.float32]]
 ) -> tuple[float, Score | None]:
     """Mean cosine to the PyTorch model; and what people's scores say, or else that cosine."""
-    vectors, theirs = _unit_length(outputs), _unit_length(reference)
+    vectors, theirs = unit_length(outputs), unit_length(reference)
     cosines = (vectors * theirs).sum(axis=1)
     agreement = float(cosines.mean())
     if evaluation.pairs is not None:
@@ -297,9 +298,3 @@ def _quality(score: Score, dataset: str) -> Quality:
     """For the manifest, which knows 0 to 1: a correlation may be below 0, and rounding of cosines leave 1 by a hair."""
     value, low, high = (min(max(number, 0.0), 1.0) for number in (score.value, score.low, score.high))
     return Quality(metric=score.metric, value=value, low=low, high=high, examples=score.examples, dataset=dataset)
-
-
-def _unit_length(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
-    whole = np.stack(vectors).astype(np.float64)
-    unit: NDArray[np.float64] = whole / np.linalg.norm(whole, axis=1, keepdims=True)
-    return unit

@@ -70,8 +70,7 @@ def answering(method: Method[Response]) -> Method[Response]:
     async def wrapped(self: Servicer, request: Any, context: Context) -> Response:
         began = perf_counter()
         try:
-            if self.around.guard is not None:
-                self.around.guard.admit(rpc, context.invocation_metadata() or ())
+            _admit(self, rpc, context)
             response = await method(self, request, context)
         except BaseException as error:
             _answered(self, method, _asked(request), "", _code(error, context), began, context)
@@ -93,8 +92,7 @@ def answering_stream(method: StreamingMethod[Response]) -> StreamingMethod[Respo
         began = perf_counter()
         model, variant = _asked(request), ""
         try:
-            if self.around.guard is not None:
-                self.around.guard.admit(rpc, context.invocation_metadata() or ())
+            _admit(self, rpc, context)
             async with aclosing(method(self, request, context)) as responses:
                 async for response in responses:
                     if not variant:
@@ -107,6 +105,12 @@ def answering_stream(method: StreamingMethod[Response]) -> StreamingMethod[Respo
         _answered(self, method, model, variant, "OK", began, context)
 
     return wrapped
+
+
+def _admit(servicer: Servicer, rpc: str, context: Context) -> None:
+    """Lets a call in, where the gateway knows its callers."""
+    if (guard := servicer.around.guard) is not None:
+        guard.admit(rpc, context.invocation_metadata() or ())
 
 
 def _answered(

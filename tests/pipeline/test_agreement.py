@@ -32,3 +32,7 @@ def test_of_vectors_it_is_the_mean_cosine():
 def test_of_scores_it_is_the_share_of_pairs_in_the_same_order():
     ours, theirs = outputs([1.0], [2.0], [3.0]), outputs([0.1], [0.3], [0.2])
     assert agreement("cross-encoder", False, ours, theirs) == pytest.approx(2 / 3)
+
+
+def test_scores_that_tell_nothing_apart_agree_with_nothing():
+    assert agreement("cross-encoder", False, outputs([1.0], [1.0], [1.0]), outputs([0.1], [0.3], [0.2])) == 0.0
