@@ -19,7 +19,7 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check --timeout 120 instal
 
 .DEFAULT_GOAL := help
 BENCHES := bench bench-assistant bench-cache bench-eager bench-exits bench-generate bench-generate-cuda bench-lookup \
-  bench-packing bench-padding bench-routing bench-tune
+  bench-packing bench-padding bench-routing bench-tune bench-weights
 .PHONY: help setup serve models test test-slow check format protos drift $(BENCHES) demo clean
 
 help: ## list the targets
@@ -117,6 +117,9 @@ bench-generate: $(READY) ## measure what the service adds to a generation (SHAPE
 
 bench-generate-cuda: $(READY) ## the same on a CUDA device, a 7B shape in bfloat16 (needs torch with CUDA in the environment)
 	$(BIN)/python -m benchmarks.generate --shape $(or $(SHAPE),7b) --engine transformers --device cuda --callers 1 8 64
+
+bench-weights: $(READY) ## time a decoder's step with each way of storing weights (SHAPE=0.5b or 15m, random weights)
+	$(BIN)/python -m benchmarks.weights --shape $(or $(SHAPE),0.5b)
 
 bench-lookup: $(READY) ## measure prompt lookup on grounded answers of the model `assistant`
 	@ls -d $(REPOSITORY)/assistant-*/ >/dev/null 2>&1 || $(MAKE) models MODELS=assistant

@@ -33,16 +33,17 @@ def compress(source: Path, target: Path, variant: DecoderVariant) -> str:
         ConvertError: no group size fits the model, or nncf cannot compress it.
     """
     graph = openvino.Core().read_model(source / GRAPH_FILE)
+    modes, kind = nncf.CompressWeightsMode, "a scale" if variant.symmetric else "a scale and a zero point"
     if variant.weights == "int8":
-        options = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
-        said = "weights in int8 with a scale and a zero point for each row"
+        options = {"mode": modes.INT8_SYM if variant.symmetric else modes.INT8_ASYM}
+        said = f"weights in int8 with {kind} for each row"
     else:
         size = fitting_group(variant.group_size, _widths(graph), variant.name)
-        mode = nncf.CompressWeightsMode.INT4_SYM if variant.symmetric else nncf.CompressWeightsMode.INT4_ASYM
-        options = {"mode": mode, "group_size": size, "ratio": variant.ratio}
+        mode = modes.INT4_SYM if variant.symmetric else modes.INT4_ASYM
+        rest = nncf.BackupMode.INT8_SYM if variant.symmetric else nncf.BackupMode.INT8_ASYM
+        options = {"mode": mode, "group_size": size, "ratio": variant.ratio, "backup_mode": rest}
         lowered = "" if size == variant.group_size else f" (lowered from {variant.group_size}, which does not divide)"
         share = "" if variant.ratio == 1 else f", {100 * variant.ratio:g} % of the inner ones"
-        kind = "a scale" if variant.symmetric else "a scale and a zero point"
         said = f"weights in int4{share}, {kind} for each {size}{lowered}; embeddings and last layer in int8"
     try:
         with _quiet():

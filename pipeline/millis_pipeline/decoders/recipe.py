@@ -105,7 +105,7 @@ class DecoderVariant(_Part):
     ratio: float = Field(default=1.0, gt=0, le=1)
     """For int4: share of the inner weights that become int4; the others, embeddings and last layer become int8."""
     symmetric: bool = True
-    """For int4: without a zero point for each group; asymmetric is more exact and a little slower."""
+    """Without a zero point for each row (int8) or group (int4); asymmetric is more exact and a little slower."""
 
     @model_validator(mode="before")
     @classmethod
@@ -121,9 +121,9 @@ class DecoderVariant(_Part):
     def _fits(self) -> Self:
         if self.distill is not None and self.keep_layers is None:
             raise ValueError("distill: a variant with all layers has nothing to learn; give keep_layers")
-        for key in ("group_size", "ratio", "symmetric"):
-            if key in self.model_fields_set and self.weights != "int4":
-                raise ValueError(f"{key}: only weights: int4 knows it, weights is {self.weights}")
+        for key, known in (("group_size", ("int4",)), ("ratio", ("int4",)), ("symmetric", ("int8", "int4"))):
+            if key in self.model_fields_set and self.weights not in known:
+                raise ValueError(f"{key}: only weights: {' and '.join(known)} knows it, weights is {self.weights}")
         if self.engine == "transformers":
             if self.weights not in ("fp32", "bf16"):
                 raise ValueError(f"weights: the engine transformers takes fp32 or bf16, not {self.weights}")

@@ -39,13 +39,19 @@ def bits(folder: Path) -> Counter[str]:
     [
         (
             DecoderVariant(name="int8", weights="int8"),
+            {"i8": 16},
+            "weights in int8 with a scale for each row",
+            0.05,
+        ),
+        (
+            DecoderVariant(name="int8", weights="int8", symmetric=False),
             {"u8": 16},
             "weights in int8 with a scale and a zero point for each row",
             0.05,
         ),
         (
             DecoderVariant(name="int4", weights="int4", group_size=32),
-            {"i4": 14, "u8": 2},
+            {"i4": 14, "i8": 2},
             "weights in int4, a scale for each 32; embeddings and last layer in int8",
             0.5,
         ),
@@ -59,7 +65,7 @@ def bits(folder: Path) -> Counter[str]:
             0.5,
         ),
     ],
-    ids=["int8", "int4", "int4 lowered"],
+    ids=["int8", "int8 asymmetric", "int4", "int4 lowered"],
 )
 def test_weights_are_stored_as_asked(
     variant: DecoderVariant, kinds: dict[str, int], said: str, error: float, converted: Path, tmp_path: Path
