@@ -25,20 +25,20 @@ from millis_pipeline.latency import machine
 
 TOKENS = 48
 KINDS = {
-    "int8": DecoderVariant(weights="int8"),
-    "int8, asymmetric": DecoderVariant(weights="int8", symmetric=False),
-    "int4, groups of 128": DecoderVariant(weights="int4"),
-    "int4, groups of 128, asymmetric": DecoderVariant(weights="int4", symmetric=False),
+    "int8": DecoderVariant(name="int8", weights="int8"),
+    "int8, asymmetric": DecoderVariant(name="int8-asymmetric", weights="int8", symmetric=False),
+    "int4, groups of 128": DecoderVariant(name="int4", weights="int4"),
+    "int4, groups of 128, asymmetric": DecoderVariant(name="int4-asymmetric", weights="int4", symmetric=False),
 }
 HEAD = (
-    "| callers | weights | MB | first token p50 ms | next token p50 / p90 / p99 ms | of the first row | of memory's floor |"
-    "\n|---|---|---|---|---|---|---|"
+    "| callers | weights | MB | first token p50 ms | next token p50 / p90 / p99 ms | of the first row | "
+    "of memory's floor |\n|---|---|---|---|---|---|---|"
 )
 
 
 def build(folder: Path, shape: str) -> dict[str, Path]:
     """Folders of the graphs by kind of weights, built once."""
-    folders = {kind: folder / shape / kind.replace(", ", "-").replace(" ", "-") for kind in KINDS}
+    folders = {kind: folder / shape / variant.name for kind, variant in KINDS.items()}
     missing = [kind for kind, path in folders.items() if not (path / GRAPH_FILE).is_file()]
     if missing:
         print(f"building {SHAPES[shape].what} with random weights", flush=True)
