@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from millis_pipeline.configuration import Configuration
-from millis_pipeline.search import Target, Trial
+from millis_pipeline.search import Target
 from millis_pipeline.stand import Measured
+from millis_pipeline.trials import Trial
 
 WORTH_IT = 1.05
 """How many times better than the one in the repository a configuration must be to replace it: less than that is
@@ -27,7 +28,8 @@ class Findings:
     """What has been measured so far.
 
     Attributes:
-        trials: the repository's configuration first.
+        trials: the repository's configuration first, then those of earlier runs, then those of this one.
+        earlier: number of those of earlier runs.
         rounds: of each finalist, and of the repository's configuration, what it did in each round of the finals.
         agreement: share of the answers that are those of the engine that the variant was measured with, of each
             finalist with another one.
@@ -37,6 +39,7 @@ class Findings:
     """
 
     trials: list[Trial] = field(default_factory=list)
+    earlier: int = 0
     rounds: dict[Configuration, list[Measured]] = field(default_factory=dict)
     agreement: dict[Configuration, float] = field(default_factory=dict)
     refused: dict[Configuration, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The search of `millis tune`: an Optuna study that survives interruptions, and the choice among its trials."""
+"""The search of `millis tune`: an Optuna study of what is known, and the choice among its trials."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.trial import TrialState
-from sqlalchemy.pool import NullPool
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import create_trial
 
 from millis_pipeline.configuration import Configuration, simplest
 from millis_pipeline.stand import Measured
+from millis_pipeline.trials import Trial
 from millis_server.triton.backend.engine import DEVICES
 
 Objective = Literal["latency", "throughput"]
@@ -51,6 +51,11 @@ class Target:
     objective: Objective
     latency_ms: float | None = None
 
+    def judges(self, trial: Trial) -> bool:
+        """Whether the trial measured what this target asks for: a search for latency leaves throughput out where it
+        is hopeless."""
+        return self.objective == "latency" or trial.measured is None or trial.measured.per_second is not None
+
     def met(self, measured: Measured) -> bool:
         """Whether the limit holds."""
         return self.latency_ms is None or measured.p99_ms <= self.latency_ms
@@ -62,69 +67,54 @@ class Target:
         return own * excess**2
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One configuration that was tried.
-
-    Attributes:
-        number: in the order of the study; 0 is the configuration in the repository.
-        configuration: what was tried.
-        measured: None when it could not run.
-        failure: why not.
-    """
-
-    number: int
-    configuration: Configuration
-    measured: Measured | None
-    failure: str = ""
-
-
 class Search:
-    """A study on disk, asked and told one trial at a time.
+    """A study, asked and told one trial at a time.
 
     It begins with one change at a time, starting from what is in the repository; then Optuna's tree-structured Parzen
-    estimator proposes (Bergstra et al. 2011). Every finished trial is in the file before the next one begins.
+    estimator proposes (Bergstra et al. 2011). Trials that are known already are told it first, at what they cost by
+    the target of this search, and are not proposed again.
 
     Args:
-        path: of the SQLite file.
-        name: of the study: the same for searches whose trials may be compared.
         space: values of each field of a configuration.
         target: what is wanted.
-        baseline: what is in the repository, which is measured elsewhere.
+        baseline: what is in the repository.
+        known: trials in the circumstances of this search, whatever target they were made for.
         unable: pairs of variant and engine that cannot go together.
     """
 
     def __init__(
         self,
-        path: Path,
-        name: str,
         space: Mapping[str, Sequence[str | int]],
         target: Target,
         baseline: Configuration,
+        known: Sequence[Trial] = (),
         unable: Collection[tuple[str, str]] = (),
     ) -> None:
         optuna.logging.set_verbosity(logging.WARNING)
-        # No pool: connections kept open would outlive the search.
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"poolclass": NullPool})
-        before = _count(storage, name)
-        # Another seed for each run: the same one would propose what the run before has tried.
-        sampler = optuna.samplers.TPESampler(seed=before)
-        self._random = random.Random(before)
-        self._study = optuna.create_study(
-            study_name=name, storage=storage, sampler=sampler, load_if_exists=True, direction="minimize"
-        )
+        # Another seed the more is known: the same one would propose what the run before has tried.
+        sampler = optuna.samplers.TPESampler(seed=len(known))
+        self._random = random.Random(len(known))
+        self._study = optuna.create_study(sampler=sampler, direction="minimize")
         self._space = space
+        self._distributions: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(list(choices)) for name, choices in space.items()
+        }
         self._target = target
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self._study.tell(trial.number, state=TrialState.FAIL)  # the run that began it was interrupted
-        if not before:
-            for values in _single_changes(space, baseline):
+        self._unable = unable
+        self._known = {trial.configuration: trial for trial in known}
+        for trial in known:
+            self._add(trial)
+        for values in _single_changes(space, baseline):
+            if len(values) < len(space) or simplest(Configuration(**values)) not in self._known:
                 self._study.enqueue_trial(values)
         self._open: optuna.Trial | None = None
-        self._known = {trial.configuration: trial for trial in self.trials()}
-        self.resumed = len(self._known)
-        self._baseline = baseline
-        self._unable = unable
+
+    def _add(self, trial: Trial) -> None:
+        """Tells the study of a trial that it has not proposed, if it could have."""
+        params = asdict(trial.configuration)
+        if all(value in self._space[name] for name, value in params.items()):
+            cost = self._cost(trial.measured)
+            self._study.add_trial(create_trial(params=params, distributions=self._distributions, value=cost))
 
     def propose(self) -> Configuration | None:
         """The next configuration to measure, or None when there is nothing left to try."""
@@ -139,15 +129,10 @@ class Search:
 
     def _ask(self) -> Configuration | None:
         """What the study proposes; None, and the study is told, when it is known what would come of it."""
-        trial = self._study.ask()
-        values: dict[str, Any] = {
-            name: trial.suggest_categorical(name, list(choices)) for name, choices in self._space.items()
-        }
-        configuration = simplest(Configuration(**values))
+        trial = self._study.ask(self._distributions)
+        configuration = simplest(Configuration(**trial.params))
         known = self._known.get(configuration)
-        if configuration == self._baseline:
-            self._study.tell(trial, state=TrialState.FAIL)
-        elif known is not None:
+        if known is not None:
             self._study.tell(trial, self._cost(known.measured))
         elif _place(configuration) in self._failing():
             self._study.tell(trial, FAILED_COST)
@@ -163,22 +148,16 @@ class Search:
         for values in product(*self._space.values()):
             named: dict[str, Any] = dict(zip(self._space, values, strict=True))
             configuration = simplest(Configuration(**named))
-            if configuration == self._baseline or configuration in self._known or _place(configuration) in failing:
-                continue
-            found.append(named)
+            if configuration not in self._known and _place(configuration) not in failing:
+                found.append(named)
         return found
 
-    def tell(self, configuration: Configuration, measured: Measured | None, failure: str = "") -> Trial:
-        """Keeps what came of the configuration proposed last."""
+    def tell(self, trial: Trial) -> None:
+        """Learns from the trial of the configuration that was proposed last."""
         assert self._open is not None, "propose() comes first. This is a bug."
-        trial, self._open = self._open, None
-        trial.set_user_attr("configuration", asdict(configuration))
-        trial.set_user_attr("measured", asdict(measured) if measured else None)
-        trial.set_user_attr("failure", failure)
-        self._study.tell(trial, self._cost(measured))
-        kept = Trial(len(self._known) + 1, configuration, measured, failure)
-        self._known[configuration] = kept
-        return kept
+        proposed, self._open = self._open, None
+        self._study.tell(proposed, self._cost(trial.measured))
+        self._known[trial.configuration] = trial
 
     def _cost(self, measured: Measured | None) -> float:
         return FAILED_COST if measured is None else self._target.cost(measured)
@@ -191,26 +170,12 @@ class Search:
         failed = {place for place, found in measured.items() if len(found) >= ENOUGH_FAILURES and not any(found)}
         return failed | {(*pair, device) for pair in self._unable for device in DEVICES}
 
-    def trials(self) -> list[Trial]:
-        """What was tried, in this run and in those before it."""
-        found: list[Trial] = []
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            kept = trial.user_attrs
-            if "failure" not in kept:
-                continue  # a proposal that was known
-            measured = Measured(**kept["measured"]) if kept["measured"] else None
-            configuration = Configuration(**kept["configuration"])
-            found.append(Trial(len(found) + 1, configuration, measured, kept["failure"]))
-        return found
-
 
 def _place(configuration: Configuration) -> Place:
     return configuration.variant, configuration.engine, configuration.device
 
 
-def _single_changes(
-    space: Mapping[str, Sequence[str | int]], baseline: Configuration
-) -> Iterator[dict[str, str | int]]:
+def _single_changes(space: Mapping[str, Sequence[str | int]], baseline: Configuration) -> Iterator[dict[str, Any]]:
     """The baseline with one field changed, for each value of each field in the order of the space; and all threads on
     one call, which is two changes. What the space does not hold is left to the sampler."""
     start = {name: value for name, value in asdict(baseline).items() if value in space[name]}
@@ -242,10 +207,3 @@ def _other(measured: Measured, objective: Objective) -> float:
 def _of(trial: Trial) -> Measured:
     assert trial.measured is not None, "only measured trials are compared. This is a bug."
     return trial.measured
-
-
-def _count(storage: optuna.storages.BaseStorage, name: str) -> int:
-    try:
-        return storage.get_n_trials(storage.get_study_id_from_name(name))
-    except KeyError:
-        return 0

@@ -6,8 +6,6 @@ Stages: read, baseline, search, finals, report, apply. Everything is measured on
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import math
 import signal
 import sys
@@ -18,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import uvloop
-from google.protobuf import text_format
 from tqdm import tqdm
 
 from millis_pipeline.agreement import agreement
@@ -32,14 +29,12 @@ from millis_pipeline.configuration import (
 )
 from millis_pipeline.data import DataError
 from millis_pipeline.finals import Findings, check_answers, choose
-from millis_pipeline.libraries import version_of
-from millis_pipeline.machine import machine
-from millis_pipeline.search import Search, Target, Trial, finalists
+from millis_pipeline.search import Search, Target, finalists
 from millis_pipeline.stand import CannotRun, Measured, Stand, answers, lone_caller, open_stand, saturated
+from millis_pipeline.trials import TRIALS_FILE, Trial, Trials, TrialsError
 from millis_pipeline.tune_plan import NotMet, Plan, TuneError, parser, read_plan
-from millis_pipeline.tune_report import write_report, write_trials
+from millis_pipeline.tune_report import report_path, write_report
 from millis_server.catalogue import Served
-from millis_server.manifest import COMPILED_FILE
 from millis_server.manifest_files import ManifestError
 from millis_server.repository import RepositoryError
 from millis_server.triton.backend.engine import DEVICES
@@ -48,7 +43,7 @@ from millis_server.triton.model_config import ConfigUnreadable, read_config
 
 OK, FAILED, NOT_MET, INTERRUPTED = 0, 1, 3, 128 + signal.SIGINT
 
-ERRORS = (ConfigurationError, ConfigUnreadable, DataError, ManifestError, RepositoryError, TritonFailed)
+ERRORS = (ConfigurationError, ConfigUnreadable, DataError, ManifestError, RepositoryError, TrialsError, TritonFailed)
 
 FINALISTS = 2
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s {postfix}"
@@ -80,8 +75,10 @@ def main(argv: Sequence[str]) -> int:
 async def _run(plan: Plan, repository: Path, apply: bool) -> int:
     """Measures until it is done or interrupted, and writes down what was found in either case."""
     findings = Findings()
+    trials = Trials(plan.folder / TRIALS_FILE, plan.circumstances())
+    report = report_path(plan.folder, plan.target)
     loop = asyncio.get_running_loop()
-    task = loop.create_task(_measure(plan, findings))
+    task = loop.create_task(_measure(plan, trials, findings))
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
     interrupted = False
@@ -91,39 +88,44 @@ async def _run(plan: Plan, repository: Path, apply: bool) -> int:
         interrupted = True
     finally:
         if findings.trials:
-            write_trials(plan.folder / "trials.json", findings.trials)
-            write_report(plan.folder / "report.md", plan.model, plan.target, plan.baseline, findings, machine())
+            write_report(report, plan, findings)
     if interrupted:
         print(
-            f"millis tune: interrupted; {len(findings.trials)} trials are kept in {plan.folder}, and the same command "
-            "goes on from there",
+            f"millis tune: interrupted; {len(findings.trials)} trials are kept in {trials.path}, and the same command "
+            "goes on from there, or one with another target",
             file=sys.stderr,
         )
         return INTERRUPTED
-    return _conclude(plan, findings, repository, apply)
+    return _conclude(plan, findings, report, repository, apply)
 
 
-async def _measure(plan: Plan, findings: Findings) -> None:
+async def _measure(plan: Plan, trials: Trials, findings: Findings) -> None:
+    known = trials.comparable()
     async with open_stand() as stand:
-        baseline = await _try(stand, plan, plan.baseline, math.inf)
-        findings.trials.append(Trial(0, plan.baseline, *baseline))
-        compiled = any(COMPILED_FILE in subject.manifest.files for subject in plan.subjects.values())
-        space = search_space(list(plan.subjects), compiled)
+        findings.trials.append(trials.keep(plan.baseline, *await _try(stand, plan, plan.baseline, math.inf)))
+        space = search_space(list(plan.subjects), plan.compiled)
         never = unable(
             {name: subject.manifest.precision for name, subject in plan.subjects.items()}, map(str, space["engine"])
         )
-        search = Search(plan.folder / "study.db", _study_name(plan), space, plan.target, plan.baseline, never)
-        findings.trials += search.trials()
-        if search.resumed:
-            _say(plan, f"goes on from {search.resumed} trials of an earlier run")
-        await _search(stand, plan, search, findings)
+        findings.trials += [
+            trial
+            for trial in known
+            if trial.configuration != plan.baseline
+            and trial.configuration.device in space["device"]
+            and plan.target.judges(trial)
+        ]
+        findings.earlier = len(findings.trials) - 1
+        if findings.earlier:
+            _say(plan, f"goes on from {findings.earlier} trials of earlier runs")
+        search = Search(space, plan.target, plan.baseline, findings.trials, never)
+        await _search(stand, plan, search, trials, findings)
         try:
             await _finals(stand, plan, findings)
         except CannotRun as error:
             raise TuneError(f"a configuration that ran before does not run any more: {error}") from error
 
 
-async def _search(stand: Stand, plan: Plan, search: Search, findings: Findings) -> None:
+async def _search(stand: Stand, plan: Plan, search: Search, trials: Trials, findings: Findings) -> None:
     began = time.monotonic()
     with tqdm(total=plan.budget, desc=f"tune {plan.model}", unit="s", disable=None, bar_format=BAR) as progress:
         while (spent := time.monotonic() - began) < plan.budget:
@@ -134,8 +136,9 @@ async def _search(stand: Stand, plan: Plan, search: Search, findings: Findings) 
             if configuration is None:
                 _say(plan, "nothing is left to try")
                 break
-            outcome = await _try(stand, plan, configuration, best)
-            findings.trials.append(search.tell(configuration, *outcome))
+            trial = trials.keep(configuration, *await _try(stand, plan, configuration, best))
+            search.tell(trial)
+            findings.trials.append(trial)
 
 
 async def _try(stand: Stand, plan: Plan, configuration: Configuration, best: float) -> tuple[Measured | None, str]:
@@ -192,9 +195,9 @@ async def _agreement(stand: Stand, plan: Plan, runner: Configuration, served: Se
     return agreement(manifest.task, manifest.multi_label, ours, theirs)
 
 
-def _conclude(plan: Plan, findings: Findings, repository: Path, apply: bool) -> int:
+def _conclude(plan: Plan, findings: Findings, path: Path, repository: Path, apply: bool) -> int:
     """Says what was found, and writes it into the repository when that was asked for."""
-    report = f"report in {plan.folder / 'report.md'}"
+    report = f"report in {path}"
     for runner, reason in findings.refused.items():
         _say(plan, f"refused: {runner}: {reason}")
     if findings.winner is None:
@@ -219,27 +222,6 @@ def _conclude(plan: Plan, findings: Findings, repository: Path, apply: bool) -> 
     if findings.winner.variant != plan.baseline.variant:
         _say(plan, f"callers get variant {findings.winner.variant} when they pin it, or ask for what only it meets")
     return OK
-
-
-def _study_name(plan: Plan) -> str:
-    """The same for runs whose trials may be compared: same weights, texts, configs, target, machine and engines."""
-    space = search_space(list(plan.subjects))
-    # What a search varies is the same in all of them, so that what it wrote itself makes no other study.
-    plain = Configuration(**{name: values[0] for name, values in space.items()})  # type: ignore[arg-type]
-    circumstances = {
-        "configs": {
-            name: text_format.MessageToString(configured(subject.config, plain))
-            for name, subject in plan.subjects.items()
-        },
-        "files": {name: subject.manifest.files for name, subject in plan.subjects.items()},
-        "rows": {name: [row.ids for row in subject.rows] for name, subject in plan.subjects.items()},
-        "target": [plan.target.objective, plan.target.latency_ms],
-        "load": [plan.callers, plan.phase],
-        "machine": machine(),
-        "engines": [f"{name} {version_of(str(name))}" for name in space["engine"]],
-    }
-    digest = hashlib.sha256(json.dumps(circumstances, sort_keys=True).encode()).hexdigest()
-    return f"{plan.model}-{digest[:16]}"
 
 
 def _best(trials: Sequence[Trial]) -> float:

@@ -9,15 +9,17 @@ from itertools import combinations
 from pathlib import Path
 from typing import get_args
 
+from millis_pipeline.circumstances import Circumstances, circumstances_of
 from millis_pipeline.configuration import Configuration, configuration_of
 from millis_pipeline.data import read_text_examples
 from millis_pipeline.options import add_repository, count, number
 from millis_pipeline.search import Objective, Target
 from millis_pipeline.stand import Subject
-from millis_server.manifest import TOKENIZER_FILE, Manifest
+from millis_server.manifest import COMPILED_FILE, TOKENIZER_FILE, Manifest
 from millis_server.manifest_files import read_manifest
 from millis_server.repository import scan
 from millis_server.tokenizer import Row, Tokenizer
+from millis_server.triton.backend.engine import ENGINES
 from millis_server.triton.model_config import read_config
 
 MAX_TEXTS = 256
@@ -47,7 +49,7 @@ class Plan:
         phase: seconds of one measurement.
         callers: at saturation.
         rounds: of the finals.
-        folder: for the study and the reports.
+        folder: of the model, for its trials and reports.
     """
 
     model: str
@@ -61,6 +63,19 @@ class Plan:
     callers: int
     rounds: int
     folder: Path
+
+    @property
+    def compiled(self) -> bool:
+        """Whether one of the variants was compiled for the engine `torch`."""
+        return any(COMPILED_FILE in subject.manifest.files for subject in self.subjects.values())
+
+    def circumstances(self) -> dict[tuple[str, str], Circumstances]:
+        """What measurements depend on beside their configurations, by variant and engine."""
+        return {
+            (name, engine): circumstances_of(subject, engine, self.callers, self.phase)
+            for name, subject in self.subjects.items()
+            for engine in {*ENGINES, self.baseline.engine}
+        }
 
 
 def read_plan(arguments: argparse.Namespace) -> Plan:
@@ -85,7 +100,7 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     texts = read_text_examples(arguments.texts, arguments.text_column, None).texts if arguments.texts else None
     subjects = {name: _subject(repository, *manifests[name], texts) for name in good}
     default = next((name for name in good if manifests[name][0].default_variant), max(good, key=qualities.__getitem__))
-    folder = arguments.state_dir / "tune" / arguments.model / arguments.objective
+    folder = arguments.state_dir / "tune" / arguments.model
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -192,6 +207,6 @@ def parser() -> argparse.ArgumentParser:
         "--state-dir",
         type=Path,
         default=Path(os.environ.get("MILLIS_STATE_DIR", ".millis")),
-        help="folder for the study and the reports",
+        help="folder for trials and reports",
     )
     return options

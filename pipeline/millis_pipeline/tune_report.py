@@ -1,52 +1,57 @@
-"""Writes what `millis tune` found: every trial as JSON, and a report that can be read."""
+"""Writes what a run of `millis tune` found, to be read."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 from millis_pipeline.configuration import Configuration
 from millis_pipeline.finals import Findings
-from millis_pipeline.search import Target, Trial, finalists
+from millis_pipeline.machine import machine
+from millis_pipeline.search import Target, finalists
 from millis_pipeline.stand import Measured
+from millis_pipeline.trials import TRIALS_FILE
+from millis_pipeline.tune_plan import Plan
 
 SHOWN = 10
-"""Trials in the report; the file of trials has all."""
+"""Trials in the report; the file of trials has all, numbered by their lines."""
 
 CONFIGURATION_HEADER = "variant | engine | threads | workers | max batch | preferred | delay µs | lanes | device"
 
 
-def write_trials(path: Path, trials: Sequence[Trial]) -> None:
-    """Writes every trial, the repository's configuration first, as a JSON list."""
-    path.write_text(json.dumps([asdict(trial) for trial in trials], indent=1) + "\n", "utf-8")
+def report_path(folder: Path, target: Target) -> Path:
+    """Where the report of a run that begins now goes: a file of its own, so that no run writes over another's."""
+    limit = f"-{target.latency_ms:g}ms" if target.latency_ms else ""
+    return folder / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}-{target.objective}{limit}.md"
 
 
-def write_report(
-    path: Path, model: str, target: Target, baseline: Configuration, findings: Findings, machine: str
-) -> None:
+def write_report(path: Path, plan: Plan, findings: Findings) -> None:
     """Writes the report as Markdown.
 
     Args:
         path: file to write.
-        model: logical name.
-        target: what was wanted.
-        baseline: the configuration in the repository.
+        plan: what was wanted.
         findings: what was measured, also when the search was interrupted.
-        machine: where.
     """
+    target = plan.target
     limit = f"p99 of a lone caller at most {target.latency_ms:g} ms" if target.latency_ms else "no limit on latency"
+    quality = f"quality at least {plan.min_quality:g}" if plan.min_quality else "any quality"
     failed = [trial for trial in findings.trials if trial.measured is None]
+    tried = f"{len(findings.trials)} configurations tried, {findings.earlier} of them in earlier runs; "
+    tried += f"{len(failed)} could not run."
     lines = [
-        f"# Tuning {model}",
+        f"# Tuning {plan.model}",
         "",
-        f"Wanted: {target.objective}, {limit}. Machine: {machine}.",
-        f"{len(findings.trials)} configurations tried, {len(failed)} could not run.",
+        f"Wanted: {target.objective}, {limit}, {quality}. Machine: {machine()}.",
+        tried,
         "Times are from the gateway's lane to Triton and back.",
         "",
-        *_finals(baseline, findings),
+        *_finals(plan.baseline, findings),
         f"## The best {SHOWN} trials, measured once",
+        "",
+        f"Numbers are lines of {TRIALS_FILE}.",
         "",
         *_table(
             [
