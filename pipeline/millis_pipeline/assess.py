@@ -10,6 +10,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from tqdm import tqdm
 
 from millis_pipeline.candidates import Candidate
 from millis_pipeline.checkpoint import Checkpoint
@@ -19,6 +20,7 @@ from millis_pipeline.latency import Graph, graph_inputs, measure, single_text_ms
 from millis_pipeline.machine import cores
 from millis_pipeline.memory import resident_bytes
 from millis_pipeline.pair_scores import SPEARMAN
+from millis_pipeline.progress import step
 from millis_pipeline.run import CascadeRunner, Runner, graph_runner, run_all, torch_runner
 from millis_pipeline.side_by_side import Alone
 from millis_pipeline.verify import (
@@ -95,7 +97,8 @@ def ask_teacher(teacher: Checkpoint, evaluation: EvaluationSet) -> Original:
             ones.
     """
     outputs = run_all(torch_runner(teacher), evaluation.rows, teacher.inputs, "PyTorch")
-    judgement = judge(teacher, evaluation, outputs, evaluation, outputs)
+    with step("scoring"):
+        judgement = judge(teacher, evaluation, outputs, evaluation, outputs)
     score = judgement.score
     if evaluation.pairs is not None and score is not None and score.metric == SPEARMAN and score.value <= 0:
         raise DataError(
@@ -125,7 +128,8 @@ def assess(
         own = _own_reading(candidate, evaluation)
         runner = candidate.runner()
         ours = run_all(runner, own.rows, teacher.inputs, candidate.name)
-        judgements.append(judge(teacher, own, ours, evaluation, original.outputs))
+        with step("scoring"):
+            judgements.append(judge(teacher, own, ours, evaluation, original.outputs))
         exits.append(_with_shares(candidate.exits, runner))
         read.append(own)
         if candidate.reference:
@@ -137,7 +141,9 @@ def assess(
     graphs = {one.name: _reached(one, left) for one, left in zip(candidates, exits, strict=True)}
     points = sizes(teacher.max_tokens)
     with ThreadPoolExecutor(cores()) as pool:  # each waits for a process of its own
-        memory = list(pool.map(lambda candidate: _memory(candidate, points), candidates))
+        measured = pool.map(lambda candidate: _memory(candidate, points), candidates)
+        bar = tqdm(measured, total=len(candidates), desc="memory", unit="variant", leave=False, disable=None)
+        memory = list(bar)
     alone()
     latency = measure(graphs, teacher.max_tokens)
     return [

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer
+from tqdm import tqdm
 
 from millis_pipeline.assess import Assessed, ask_teacher, assess
 from millis_pipeline.build_options import build_parser
@@ -34,6 +35,7 @@ from millis_pipeline.interruption import raise_on_signals
 from millis_pipeline.job import Job, check_evaluation, read_evaluation, read_job
 from millis_pipeline.memory import MeasurementError
 from millis_pipeline.precision import possible_here
+from millis_pipeline.progress import step
 from millis_pipeline.publish import PublishError, check_folder, publish, staging, write_version
 from millis_pipeline.recipe import RecipeError
 from millis_pipeline.recipe_data import train_and_dev
@@ -163,9 +165,11 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None, a
             check_evaluation(job, examples, teacher.answers)
         tokenizer = write_tokenizer(teacher.tokenizer, Path(scratch) / TOKENIZER_FILE)
         with named(job.evaluation_key):
-            evaluation = evaluation_set(teacher, tokenizer, examples, measured_on)
+            with step("tokenizing"):
+                evaluation = evaluation_set(teacher, tokenizer, examples, measured_on)
             original = ask_teacher(teacher, evaluation)
-        texts = training_texts(job.recipe, teacher) if job.recipe is not None else []
+        with step("tokenizing"):
+            texts = training_texts(job.recipe, teacher) if job.recipe is not None else []
         students = None
         if job.recipe is not None:
             kept = keep / f"{job.name}-students" if keep is not None else None
@@ -185,7 +189,8 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None, a
         _say(job, f"verifying and measuring {len(candidates)} variants on {len(evaluation.inputs)} texts")
         assessed = assess(candidates, teacher, evaluation, original, alone)
         decision = _decide(job, assessed, original.judgement)
-        entries = [make_entry(job, one, decision) for one in assessed]
+        checked = tqdm(assessed, desc="manifests", unit="variant", leave=False, disable=None)
+        entries = [make_entry(job, one, decision) for one in checked]
         folders = {one.candidate.name: one.candidate.folder for one in assessed}
         staged = [(folders[entry.manifest.variant], entry.manifest) for entry in entries if not entry.refused]
         for path, manifest in staged:
@@ -213,7 +218,8 @@ def _teacher(job: Job, scratch: Path, keep: Path | None) -> Checkpoint:
         folder = scratch / "checkpoint"
         if keep is not None:
             shutil.copytree(folder, keep / job.name, dirs_exist_ok=True)
-    return load(job.source, folder, job.task)
+    with step("loading"):
+        return load(job.source, folder, job.task)
 
 
 def _held_out(job: Job, teacher: Checkpoint, tokenizer: Tokenizer) -> EvaluationSet | None:

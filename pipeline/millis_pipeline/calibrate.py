@@ -120,13 +120,16 @@ def calibrate(found: Trace, costs: Sequence[float], max_loss: float) -> Calibrat
     all_the_way = _quality(found.counts[-1].sum(0))
     reached = np.cumsum(costs)
     tried = []
-    for thresholds in product(*(_candidates(scores) for scores in found.confidence)):
+    combinations = list(product(*(_candidates(scores) for scores in found.confidence)))
+    for thresholds in tqdm(combinations, desc="thresholds", unit="combination", leave=False, disable=None):
         leaves = leave_at(found.confidence, thresholds)
         counts = _chosen(found.counts, leaves)
         loss = all_the_way - _quality(counts.sum(0))
         if loss <= max_loss:
             tried.append((float(reached[leaves].mean()), loss, thresholds))
-    for cost, loss, thresholds in sorted(tried, key=lambda one: one[:2]):
+    tried.sort(key=lambda one: one[:2])
+    # An iterator, of which the bar shows no share: it ends at the first that holds.
+    for cost, loss, thresholds in tqdm(iter(tried), desc="resampling", unit="combination", leave=False, disable=None):
         if cost >= WORTH * reached[-1]:
             break
         if _likely_loss(found, leave_at(found.confidence, thresholds)) <= max_loss:

@@ -21,6 +21,7 @@ from millis_pipeline.examples import Example, pad
 from millis_pipeline.exits import ExitModel
 from millis_pipeline.export import export_onnx, export_stages
 from millis_pipeline.latency import stage_ms
+from millis_pipeline.progress import step
 from millis_pipeline.quantize import Floor, quantize_int8
 from millis_pipeline.run import CascadeRunner, Feeds, Runner, graph_runner
 from millis_pipeline.side_by_side import Alone
@@ -150,7 +151,8 @@ class CandidateMaker:
             self._say(f"training {variant.name}")
         checkpoint, steps = self._students.make(variant) if self._students is not None else (self._teacher, ())
         if variant.trim is not None:
-            checkpoint, trim = trimmed(checkpoint, self._texts, variant.trim.min_count)
+            with step("trimming"):
+                checkpoint, trim = trimmed(checkpoint, self._texts, variant.trim.min_count)
             steps = (*steps, trim)
         folder = self._stage / f"candidate-{variant.name}"
         folder.mkdir()
@@ -160,7 +162,8 @@ class CandidateMaker:
             _, said = self._write(candidate)
             if variant.compile is not None:
                 self._say(f"compiling {variant.name} for PyTorch")
-                compile_torch(checkpoint, folder / COMPILED_FILE)
+                with step("compiling"):
+                    compile_torch(checkpoint, folder / COMPILED_FILE)
                 said = (*said, "compiled for the engine torch (AOTInductor)")
             if variant.precision is not None:
                 said = (*said, "computed in bfloat16 by the engine openvino")
@@ -204,7 +207,8 @@ class CandidateMaker:
         graphs = self._exported.get(checkpoint.module)
         if graphs is None:
             self._say(f"exporting {candidate.name} to ONNX")
-            graphs = self._exported[checkpoint.module] = self._export(checkpoint)
+            with step("exporting"):
+                graphs = self._exported[checkpoint.module] = self._export(checkpoint)
         targets = [candidate.folder / graph.name for graph in graphs]
         if quantize is None:
             for graph, target in zip(graphs, targets, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from millis_pipeline.classifier import MeanPoolClassifier
 from millis_pipeline.evaluate import classification_scores, entity_scores
 from millis_pipeline.examples import IGNORED, Example, Task, batches, pad, prepare
 from millis_pipeline.export import ExportError, check_exportable
+from millis_pipeline.progress import step
 from millis_pipeline.recipe import Recipe
 from millis_pipeline.recipe_data import labelled_data
 
@@ -63,11 +64,12 @@ def finetune(recipe: Recipe, checkpoint: Path, output: Path) -> None:
     )
     model = _model(recipe, checkpoint, task)
     max_tokens = min(recipe.max_tokens, token_limit(model.config, tokenizer))
-    examples = prepare(train, tokenizer, task, max_tokens)
+    with step("tokenizing"):
+        examples, held = (prepare(data, tokenizer, task, max_tokens) for data in (train, dev))
     _dry_run(recipe, task, model, examples)
     if isinstance(model, MeanPoolClassifier) and not task.multi_label:
         _imprint(model, examples, task)
-    best = _fit(recipe, task, model, examples, prepare(dev, tokenizer, task, max_tokens))
+    best = _fit(recipe, task, model, examples, held)
     model.load_state_dict(best)
     output.mkdir(parents=True, exist_ok=True)
     if isinstance(model, MeanPoolClassifier):
@@ -111,7 +113,8 @@ def _dry_run(recipe: Recipe, task: Task, model: nn.Module, examples: Sequence[Ex
         ) from error
     module = model if isinstance(model, MeanPoolClassifier) else Logits(model)
     try:
-        check_exportable(module, ("input_ids", "attention_mask"), "it")
+        with step("trying the export"):
+            check_exportable(module, ("input_ids", "attention_mask"), "it")
     except ExportError as error:
         raise CheckpointError(f"checkpoint {recipe.checkpoint}: {error}") from error
 
@@ -147,7 +150,7 @@ def _imprint(model: MeanPoolClassifier, examples: Sequence[Example], task: Task)
     """
     model.eval()
     sums = torch.zeros(len(task.labels), model.head.in_features)
-    for start in range(0, len(examples), EVALUATION_BATCH):
+    for start in _starts(examples, "class means"):
         batch = examples[start : start + EVALUATION_BATCH]
         ids, mask = pad(batch, task.pad_id)
         with torch.inference_mode():
@@ -205,7 +208,7 @@ def _validate(model: nn.Module, dev: Sequence[Example], task: Task) -> tuple[str
     """Metric of the dev data."""
     model.eval()
     gold, predicted = [], []
-    for start in range(0, len(dev), EVALUATION_BATCH):
+    for start in _starts(dev, "dev"):
         batch = dev[start : start + EVALUATION_BATCH]
         with torch.inference_mode():
             logits = _logits(model, batch, task)
@@ -218,6 +221,14 @@ def _validate(model: nn.Module, dev: Sequence[Example], task: Task) -> tuple[str
         else classification_scores(gold, predicted, task.labels, multi_label=task.multi_label)
     )
     return scores.metric, scores.value
+
+
+def _starts(examples: Sequence[Example], what: str) -> Iterable[int]:
+    """Where each batch of evaluation begins."""
+    bar: Iterable[int] = tqdm(
+        range(0, len(examples), EVALUATION_BATCH), desc=what, unit="batch", leave=False, disable=None
+    )
+    return bar
 
 
 def _predicted(example: Example, output: torch.Tensor, task: Task) -> list[str]:

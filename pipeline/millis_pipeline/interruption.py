@@ -49,7 +49,15 @@ class _Held:
     came: bool = False
 
 
+@dataclass
+class _Raised:
+    """How many interruptions were raised."""
+
+    times: int = 0
+
+
 _held = _Held()
+_raised = _Raised()
 
 
 @contextmanager
@@ -71,6 +79,25 @@ def hold_interruptions() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """For calls of libraries that make something else of a KeyboardInterrupt: an error of their own, where it comes up
+    in what C++ calls, or nothing, where it comes up in a destructor. Then it is raised at the end.
+
+    Raises:
+        KeyboardInterrupt: an interruption came meanwhile.
+    """
+    before = _raised.times
+    try:
+        yield
+    except Exception as error:
+        if _raised.times > before:
+            raise KeyboardInterrupt from error
+        raise
+    if _raised.times > before:
+        raise KeyboardInterrupt
+
+
 def end_with_parent() -> None:
     """Has this process, which multiprocessing started, get SIGTERM when its parent has ended, however that came."""
     parent = parent_process()
@@ -85,6 +112,7 @@ def end_with_parent() -> None:
 
 def _interrupt(_number: int, _frame: object) -> None:
     if not _held.back:
+        _raised.times += 1
         raise KeyboardInterrupt
     _held.came = True
 

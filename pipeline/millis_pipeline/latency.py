@@ -67,7 +67,8 @@ def measure(graphs: Mapping[str, Sequence[Graph]], max_tokens: int) -> dict[str,
     Returns:
         A profile of each variant.
     """
-    engines = {variant: [_load(graph) for graph in found] for variant, found in graphs.items()}
+    to_load = tqdm(graphs.items(), desc="loading", unit="variant", leave=False, disable=None)
+    engines = {variant: [_load(graph) for graph in found] for variant, found in to_load}
     inputs = {v: [graph_inputs(graph.path) for graph in g] for v, g in graphs.items()}
     points: dict[str, list[LatencyPoint]] = {variant: [] for variant in graphs}
     for batch, tokens in tqdm(sizes(max_tokens), desc="latency", unit="point", leave=False, disable=None):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -30,7 +31,8 @@ from tqdm import tqdm
 
 from millis_pipeline.agreement import Outputs
 from millis_pipeline.checkpoint import CheckpointError
-from millis_pipeline.run import Feeds, graph_runner
+from millis_pipeline.progress import step
+from millis_pipeline.run import Feeds, Runner, graph_runner
 from millis_pipeline.variants import Quantize
 
 GEMM_PRODUCT = "_MatMul"
@@ -90,14 +92,15 @@ def quantize_int8(
         kept = _kept(source, spec, texts, reduce_range)
     found = blocks(source) if kept else {}
     excluded = [node for name in kept for node in found[name]]
-    _quantize(source, target, spec, texts, reduce_range, excluded=excluded)
+    with step("quantizing"):
+        _quantize(source, target, spec, texts, reduce_range, excluded=excluded)
     return tuple(kept)
 
 
 def _fewest(source: Path, spec: Quantize, texts: Sequence[Feeds], reduce_range: bool, floor: Floor) -> Sequence[str]:
     """As few blocks as it takes, the most harmed first; all of them where no fewer do."""
-    exact, known = graph_runner(source), blocks(source)
-    expected = [exact(feeds)[0] for feeds in texts]
+    known = blocks(source)
+    expected = [answer[0] for answer in _answers(graph_runner(source), texts)]
     ranked: list[str] = []
     with tempfile.TemporaryDirectory(prefix="millis-") as scratch:
         target = Path(scratch) / "mixed.onnx"
@@ -185,8 +188,7 @@ def _block(node: onnx.NodeProto) -> str:
 
 def sensitivity(source: Path, spec: Quantize, texts: Sequence[Feeds], *, reduce_range: bool) -> dict[str, float]:
     """How far outputs move when one block alone is quantized: the mean absolute difference, for each block."""
-    exact = graph_runner(source)
-    expected = [exact(feeds) for feeds in texts]
+    expected = _answers(graph_runner(source), texts)
     harm = {}
     with tempfile.TemporaryDirectory(prefix="millis-") as scratch:
         target = Path(scratch) / "block.onnx"
@@ -196,6 +198,10 @@ def sensitivity(source: Path, spec: Quantize, texts: Sequence[Feeds], *, reduce_
             moved = [float(np.abs(ours(feeds) - want).mean()) for feeds, want in zip(texts, expected, strict=True)]
             harm[name] = float(np.mean(moved))
     return harm
+
+
+def _answers(run: Runner, texts: Sequence[Feeds]) -> list[NDArray[np.float32]]:
+    return [run(feeds) for feeds in tqdm(texts, desc="fp32 answers", unit="text", leave=False, disable=None)]
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from millis_pipeline.checkpoint import CheckpointError
 from millis_pipeline.decoders.candidates import DecoderCandidate, DecoderMaker
@@ -40,6 +41,7 @@ from millis_pipeline.decoders.report import EXAMPLES, DecoderEntry, Original, wr
 from millis_pipeline.decoders.train import new_model, split_documents, train
 from millis_pipeline.gate import Decision, Measured, decide, decide_unmeasured
 from millis_pipeline.libraries import versions_of
+from millis_pipeline.progress import step
 from millis_pipeline.publish import publish, staging, write_version
 from millis_pipeline.side_by_side import Alone, in_turn
 from millis_pipeline.sources import resolve
@@ -104,7 +106,8 @@ def build(
         say(f"verifying and measuring {len(candidates)} variants on {len(evaluation.greedy)} prompts")
         assessed = _assess(candidates, decoder, evaluation, limits, alone)
         decision = _decide(recipe, assessed, evaluation)
-        entries = [_entry(recipe, decoder, training, limits, evaluation, one, decision) for one in assessed]
+        checked = tqdm(assessed, desc="manifests", unit="variant", leave=False, disable=None)
+        entries = [_entry(recipe, decoder, training, limits, evaluation, one, decision) for one in checked]
         folders = {one.candidate.name: one.candidate.folder for one in assessed}
         staged = [(folders[entry.manifest.variant], entry.manifest) for entry in entries if not entry.refused]
         for path, manifest in staged:
@@ -129,7 +132,8 @@ def _decoder(recipe: DecoderRecipe, scratch: Path, keep: Path | None) -> tuple[D
         said = train(recipe, model, tokenizer, recipe.architecture.context, output)
         said = f"{weights / 1e6:.2f} million weights {said}"
     else:
-        decoder = load_decoder(recipe.source, resolve(recipe.source), graph=recipe.becomes_graphs)
+        with step("loading"):
+            decoder = load_decoder(recipe.source, resolve(recipe.source), graph=recipe.becomes_graphs)
         _check(recipe, decoder)
         if recipe.train is None:
             return decoder, ()
@@ -139,7 +143,8 @@ def _decoder(recipe: DecoderRecipe, scratch: Path, keep: Path | None) -> tuple[D
     _say(recipe.name, said)
     if keep is not None:
         shutil.copytree(output, keep / recipe.name, dirs_exist_ok=True)
-    return load_decoder(recipe.source, output, graph=recipe.becomes_graphs), (said,)
+    with step("loading"):
+        return load_decoder(recipe.source, output, graph=recipe.becomes_graphs), (said,)
 
 
 def _check_devices(recipe: DecoderRecipe) -> None:
@@ -180,7 +185,8 @@ def _assess(
         engines: dict[str, Engine] = {}
         found: dict[str, Agreement] = {}
         for candidate in candidates:
-            engine = engines[candidate.name] = Engine(candidate.folder, candidate.setup, room)
+            with step("loading"):
+                engine = engines[candidate.name] = Engine(candidate.folder, candidate.setup, room)
             stack.callback(engine.close)
             found[candidate.name] = agreement(engine, greedy, eos)
             if candidate.variant.weights == "fp32":

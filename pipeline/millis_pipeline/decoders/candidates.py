@@ -24,6 +24,7 @@ from millis_pipeline.decoders.samples import Sample, make_samples
 from millis_pipeline.decoders.shrink import distill, kept_layers, with_layers
 from millis_pipeline.decoders.tokenizer import ENGINE_FILES, write_engine_tokenizer
 from millis_pipeline.decoders.train import split_documents
+from millis_pipeline.progress import step
 from millis_pipeline.sources import resolve
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_server.manifest import TOKENIZER_FILE
@@ -94,7 +95,8 @@ class DecoderMaker:
         write_tokenizer(decoder.tokenizer, self._tokenizers / TOKENIZER_FILE)
         self.unguided = ""
         if recipe.becomes_graphs:
-            self.unguided = write_engine_tokenizer(decoder.tokenizer, self._tokenizers)
+            with step("converting the tokenizer"):
+                self.unguided = write_engine_tokenizer(decoder.tokenizer, self._tokenizers)
         self._converted: dict[str, tuple[PreTrainedModel, Path, tuple[str, ...]]] = {}
 
     def make(self, variant: DecoderVariant) -> DecoderCandidate:
@@ -134,7 +136,8 @@ class DecoderMaker:
                 shutil.copyfile(graph / name, folder / name)
         else:
             self._say(f"compressing {variant.name}")
-            steps = (*steps, compress(graph, folder, variant))
+            with step("compressing"):
+                steps = (*steps, compress(graph, folder, variant))
         for name in () if self.unguided else ENGINE_FILES:
             shutil.copyfile(self._tokenizers / name, folder / name)
         return model, steps
@@ -148,7 +151,8 @@ class DecoderMaker:
         if draft.checkpoint is None:
             _, steps = self._graph(draft.variant, folder)
             return tuple(f"draft: {step}" for step in steps)
-        other = load_decoder(draft.checkpoint, resolve(draft.checkpoint))
+        with step("loading"):
+            other = load_decoder(draft.checkpoint, resolve(draft.checkpoint))
         if other.tokenizer.get_vocab() != self._decoder.tokenizer.get_vocab():
             raise CheckpointError(f"{what}: checkpoint {draft.checkpoint} has another tokenizer than the model")
         maker = DecoderMaker(other, self._recipe, Path(tempfile.mkdtemp(prefix="draft-", dir=self._stage)), self._say)
@@ -162,7 +166,8 @@ class DecoderMaker:
             model, steps = self._shrink(variant)
             self._say(f"converting {variant.name} to OpenVINO")
             folder = Path(tempfile.mkdtemp(prefix="converted-", dir=self._stage))
-            convert(model, folder)
+            with step("converting"):
+                convert(model, folder)
             self._converted[key] = model, folder, steps
         return self._converted[key]
 

@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from tqdm import tqdm
+
 from millis_pipeline.generation_config import BATCHED_TOKENS, THREADS
 from millis_server.manifest import EngineName
 from millis_server.triton.generation_backend.decoding.generator import GeneratorOptions, Request, load_generator
@@ -80,9 +82,11 @@ class Engine:
         made: list[list[int]] = [[] for _ in prompts]
         for number, prompt in enumerate(prompts):
             self._generator.add(number, _greedily(prompt, tokens))
-        while self._generator.busy:
-            for piece in self._generator.step():
-                made[piece.number] += piece.tokens
+        with tqdm(total=len(prompts) * tokens, desc="answers", unit="token", leave=False, disable=None) as progress:
+            while self._generator.busy:
+                for piece in self._generator.step():
+                    made[piece.number] += piece.tokens
+                    progress.update(len(piece.tokens))
         return made
 
     def timed(self, prompt: Sequence[int], tokens: int) -> list[float]:

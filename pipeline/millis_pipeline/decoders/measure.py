@@ -10,6 +10,7 @@ import numpy as np
 import openvino
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from millis_pipeline.decoders.convert import GRAPH_FILE
@@ -151,12 +152,12 @@ def speeds(engines: Mapping[str, Engine], prompts: Sequence[Sequence[int]], cont
     tokens = min(TIMED_TOKENS, context - length)
     first: dict[str, list[float]] = {name: [] for name in engines}
     later: dict[str, list[float]] = {name: [] for name in engines}
-    for round_ in range(ROUNDS + 1):
-        for name, engine in engines.items():
-            times = engine.timed(prompt, tokens)
-            if round_:  # the first one finds cold caches
-                first[name].append(times[0])
-                later[name] += times[1:]
+    turns = [(turn, name) for turn in range(ROUNDS + 1) for name in engines]
+    for turn, name in tqdm(turns, desc="latency", unit="turn", leave=False, disable=None):
+        times = engines[name].timed(prompt, tokens)
+        if turn:  # the first one finds cold caches
+            first[name].append(times[0])
+            later[name] += times[1:]
     return {
         name: LatencyProfile(
             machine=machine(),
@@ -209,7 +210,8 @@ def ended(tokens: Sequence[int], eos_ids: Sequence[int]) -> list[int]:
 
 def own_greedy(model: PreTrainedModel, greedy: Sequence[Greedy], eos_ids: Sequence[int]) -> list[Greedy]:
     """What another model finds most likely after the same prompts."""
-    return [torch_greedy(model, one.prompt, len(one.tokens), eos_ids) for one in greedy]
+    prompts = tqdm(greedy, desc="PyTorch", unit="prompt", leave=False, disable=None)
+    return [torch_greedy(model, one.prompt, len(one.tokens), eos_ids) for one in prompts]
 
 
 def _point(tokens: int, times: Sequence[float]) -> LatencyPoint:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from millis_pipeline.decoders.engine import Engine, EngineSetup
 from millis_pipeline.memory import printed, resident
+from millis_pipeline.progress import step
 
 PROMPT = [1] * 16
 TOKENS = 16
@@ -25,7 +26,8 @@ def generating_bytes(folder: Path, setup: EngineSetup, cache_tokens: int) -> int
         cache_tokens: tokens for which the engine has memory; what is not used is not resident.
     """
     arguments = [str(folder), str(cache_tokens), json.dumps(setup)]
-    found: int = printed("millis_pipeline.decoders.memory", arguments)
+    with step("memory"):
+        found: int = printed("millis_pipeline.decoders.memory", arguments)
     return found
 
 

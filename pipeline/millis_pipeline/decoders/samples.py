@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from millis_pipeline.data import DataError
@@ -60,7 +61,7 @@ def make_samples(documents: Sequence[Document], tokenizer: PreTrainedTokenizerFa
     if any(document.messages for document in documents) and not tokenizer.chat_template:
         raise DataError("the data holds dialogues, and the checkpoint's tokenizer has no chat template")
     samples: list[Sample] = []
-    for document in documents:
+    for document in tqdm(documents, desc="tokenizing", unit="document", leave=False, disable=None):
         if document.messages:
             sample = _dialogue(document.messages, tokenizer, context)
             samples += [sample] if any(sample.written) else []

@@ -30,6 +30,7 @@ from millis_pipeline.decoders.noise import noisy_documents
 from millis_pipeline.decoders.recipe import Architecture, DecoderRecipe
 from millis_pipeline.decoders.samples import Sample, make_samples, pad_samples, token_batches
 from millis_pipeline.decoders.tokenizer import train_tokenizer
+from millis_pipeline.progress import step
 
 WARMUP = 0.05
 BETAS = (0.9, 0.95)
@@ -68,7 +69,9 @@ def new_model(recipe: DecoderRecipe, documents: Sequence[Document]) -> tuple[Pre
     shape = recipe.architecture
     assert shape is not None, "only recipes with an architecture begin from nothing. This is a bug."
     contents = (m["content"] for d in documents for m in d.messages)
-    tokenizer = train_tokenizer([*contents, *(d.text for d in documents if d.text)], shape.vocabulary, shape.context)
+    with step("training the tokenizer"):
+        texts = [*contents, *(document.text for document in documents if document.text)]
+        tokenizer = train_tokenizer(texts, shape.vocabulary, shape.context)
     torch.manual_seed(recipe.seed)
     return LlamaForCausalLM(_config(shape, tokenizer, recipe.dropout)), tokenizer
 
@@ -218,7 +221,8 @@ def language_loss(model: nn.Module, ids: torch.Tensor, weights: torch.Tensor) ->
 def dev_loss(model: nn.Module, samples: Sequence[Sample], pad_id: int, tokens: int) -> float:
     """Mean cross-entropy, in nats, of the tokens that are to be written."""
     total, count = 0.0, 0
-    for batch in token_batches(samples, tokens, random.Random(0)):
+    batches = list(token_batches(samples, tokens, random.Random(0)))
+    for batch in tqdm(batches, desc="dev", unit="batch", leave=False, disable=None):
         ids, weights = pad_samples(batch, pad_id, 0.0)
         written = int((weights[:, 1:] > 0).sum())
         if written:
