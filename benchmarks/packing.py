@@ -205,7 +205,7 @@ def _sessions(folder: Path) -> dict[tuple[str, str], onnxruntime.InferenceSessio
     for form, (module, inputs) in forms.items():
         plain, small = folder / f"{form}.onnx", folder / f"{form}-int8.onnx"
         export(module, inputs, plain)
-        quantize_int8(plain, small, reduce_range=saturates(), spec=Quantize(method="dynamic"))
+        quantize_int8([plain], [small], reduce_range=saturates(), spec=Quantize(method="dynamic"))
         for weights, path in (("fp32", plain), ("int8", small)):
             sessions[weights, form] = onnxruntime.InferenceSession(path, options)
     return sessions

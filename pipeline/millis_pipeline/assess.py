@@ -21,7 +21,7 @@ from millis_pipeline.machine import cores
 from millis_pipeline.memory import resident_bytes
 from millis_pipeline.pair_scores import SPEARMAN
 from millis_pipeline.progress import step
-from millis_pipeline.run import CascadeRunner, Runner, graph_runner, run_all, torch_runner
+from millis_pipeline.run import CascadeRunner, Runner, run_all, torch_runner
 from millis_pipeline.side_by_side import Alone
 from millis_pipeline.verify import (
     FP32_TOLERANCE,
@@ -189,8 +189,7 @@ def _reached(candidate: Candidate, exits: Sequence[Exit]) -> list[Graph]:
 
 def _check_student(candidate: Candidate, evaluation: EvaluationSet) -> None:
     """Compares a student's graph, in single precision, with its own module: the teacher answers otherwise."""
-    runner = candidate.runner(leaving=False) if candidate.exits else graph_runner(candidate.graphs[0])
-    _compare(candidate, evaluation, runner, torch_runner(candidate.checkpoint), EXPORTED)
+    _compare(candidate, evaluation, candidate.exact_runner(), torch_runner(candidate.checkpoint), EXPORTED)
 
 
 def _check_compiled(candidate: Candidate, evaluation: EvaluationSet) -> None:

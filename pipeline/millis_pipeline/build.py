@@ -42,8 +42,9 @@ from millis_pipeline.recipe_data import train_and_dev
 from millis_pipeline.report import write_report
 from millis_pipeline.side_by_side import Alone, Build, in_turn, side_by_side
 from millis_pipeline.sources import resolve
-from millis_pipeline.students import Students, check_variants, training_texts
+from millis_pipeline.students import Students, check_variants
 from millis_pipeline.tokenizer import write_tokenizer
+from millis_pipeline.training_texts import training_texts
 from millis_pipeline.verify import (
     EvaluationSet,
     Judgement,
@@ -168,16 +169,13 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None, a
             with step("tokenizing"):
                 evaluation = evaluation_set(teacher, tokenizer, examples, measured_on)
             original = ask_teacher(teacher, evaluation)
-        with step("tokenizing"):
-            texts = training_texts(job.recipe, teacher) if job.recipe is not None else []
         students = None
         if job.recipe is not None:
             kept = keep / f"{job.name}-students" if keep is not None else None
-            students = Students(teacher, job.recipe, texts, Path(scratch), kept)
+            students = Students(teacher, job.recipe, training_texts(job.recipe, teacher), Path(scratch), kept)
         maker = CandidateMaker(
             teacher,
             students,
-            texts,
             _held_out(job, teacher, tokenizer),
             stage,
             reduce_range=saturates(),

@@ -8,31 +8,29 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf
 from pathlib import Path
 
 from torch import nn
 
 from millis_pipeline.agreement import agreement
 from millis_pipeline.aot import compile_torch
-from millis_pipeline.calibrate import calibrate, trace
+from millis_pipeline.calibrate import Calibration, calibrate, trace
 from millis_pipeline.checkpoint import Checkpoint
 from millis_pipeline.examples import Example, pad
 from millis_pipeline.exits import ExitModel
 from millis_pipeline.export import export_onnx, export_stages
-from millis_pipeline.latency import stage_ms
+from millis_pipeline.latency import Graph, stage_ms
 from millis_pipeline.progress import step
 from millis_pipeline.quantize import Floor, quantize_int8
-from millis_pipeline.run import CascadeRunner, Feeds, Runner, graph_runner
+from millis_pipeline.run import CascadeRunner, Feeds, Runner, graph_runner, load_cascade
 from millis_pipeline.side_by_side import Alone
 from millis_pipeline.students import Students
 from millis_pipeline.tokenizer import write_tokenizer
-from millis_pipeline.variants import Exits, Quantize, VariantRecipe
+from millis_pipeline.variants import Exits, Quantize, Trim, VariantRecipe
 from millis_pipeline.verify import EvaluationSet
 from millis_pipeline.vocabulary import trimmed
 from millis_server.manifest import COMPILED_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Exit, Precision
 from millis_server.triton.backend.cascade import Stage
-from millis_server.triton.backend.engine import EngineOptions, load_engine
 
 CALIBRATION_TEXTS = 128
 
@@ -88,25 +86,29 @@ class Candidate:
         """Whether it is the teacher itself."""
         return self.recipe.plain
 
-    def runner(self, *, leaving: bool = True) -> Runner:
-        """Runs it; with `leaving` false every input goes through all graphs."""
+    def runner(self) -> Runner:
+        """Runs it as it is served."""
+        return CascadeRunner(self.stages()) if self.exits else graph_runner(self.graphs[0], precision=self.precision)
+
+    def exact_runner(self) -> Runner:
+        """Runs its graphs in single precision, and every input through all of them."""
         if not self.exits:
-            return graph_runner(self.graphs[0], precision=self.precision)
-        return CascadeRunner(self.stages() if leaving else load_cascade(self.graphs, [x.layers for x in self.exits]))
+            return graph_runner(self.graphs[0])
+        return CascadeRunner(load_cascade(self.graphs, [exit.layers for exit in self.exits]))
 
     def stages(self) -> list[Stage]:
         """Its graphs with their thresholds, loaded."""
         layers, thresholds = zip(*((exit.layers, exit.threshold) for exit in self.exits), strict=True)
-        return load_cascade(self.graphs, layers, thresholds)
+        return load_cascade(self.graphs, layers, thresholds, self.precision)
 
 
 class CandidateMaker:
-    """Makes the graphs of variants, each in a folder of its own; those that differ in quantization share a training.
+    """Makes the graphs of variants, each in a folder of its own; those that differ in quantization share all before it.
 
     Args:
         teacher: the fine-tuned checkpoint.
-        students: makes smaller modules; None where no variant needs one.
-        texts: to calibrate quantization with, and whose tokens a trimmed vocabulary keeps.
+        students: makes smaller modules, and has the texts to calibrate quantization with and whose tokens a trimmed
+            vocabulary keeps; None where no variant needs either.
         held_out: to calibrate exits with; None where no variant has any.
         stage: folder that gets the folders.
         reduce_range: whether int8 weights get 7 bits.
@@ -119,7 +121,6 @@ class CandidateMaker:
         self,
         teacher: Checkpoint,
         students: Students | None,
-        texts: Sequence[Example],
         held_out: EvaluationSet | None,
         stage: Path,
         *,
@@ -130,14 +131,13 @@ class CandidateMaker:
     ) -> None:
         self._teacher = teacher
         self._students = students
-        self._texts = texts
         self._held_out = held_out
         self._stage = stage
         self._reduce_range = reduce_range
         self._floor = Floor(partial(agreement, teacher.task, teacher.multi_label), 1 - max_loss)
         self._say = say
         self._alone = alone
-        self._feeds = _calibration(texts, teacher)
+        self._trimmed: dict[tuple[nn.Module, Trim], tuple[Checkpoint, str]] = {}
         self._exported: dict[nn.Module, list[Path]] = {}
 
     def make(self, variant: VariantRecipe) -> Candidate:
@@ -151,8 +151,7 @@ class CandidateMaker:
             self._say(f"training {variant.name}")
         checkpoint, steps = self._students.make(variant) if self._students is not None else (self._teacher, ())
         if variant.trim is not None:
-            with step("trimming"):
-                checkpoint, trim = trimmed(checkpoint, self._texts, variant.trim.min_count)
+            checkpoint, trim = self._trim(checkpoint, variant.trim)
             steps = (*steps, trim)
         folder = self._stage / f"candidate-{variant.name}"
         folder.mkdir()
@@ -165,8 +164,6 @@ class CandidateMaker:
                 with step("compiling"):
                     compile_torch(checkpoint, folder / COMPILED_FILE)
                 said = (*said, "compiled for the engine torch (AOTInductor)")
-            if variant.precision is not None:
-                said = (*said, "computed in bfloat16 by the engine openvino")
             return replace(candidate, steps=(*steps, *said))
         assert self._held_out is not None, "exits are calibrated on data set aside. This is a bug."
         held_out = self._held_out
@@ -174,17 +171,28 @@ class CandidateMaker:
             held_out = held_out.read_by(checkpoint, tokenizer)
         return self._with_exits(candidate, variant.exits, held_out)
 
+    def _trim(self, checkpoint: Checkpoint, spec: Trim) -> tuple[Checkpoint, str]:
+        """The checkpoint with a smaller vocabulary, and the step in words."""
+        key = checkpoint.module, spec
+        if key not in self._trimmed:
+            texts = self._texts(checkpoint)
+            with step("trimming"):
+                self._trimmed[key] = trimmed(checkpoint, texts, spec.min_count)
+        return self._trimmed[key]
+
+    def _texts(self, checkpoint: Checkpoint) -> Sequence[Example]:
+        """The recipe's texts as the checkpoint's tokenizer reads them."""
+        assert self._students is not None, "only a recipe has texts. This is a bug."
+        return self._students.texts(checkpoint)
+
     def _with_exits(self, candidate: Candidate, spec: Exits, held_out: EvaluationSet) -> Candidate:
-        """The candidate with calibrated exits. An exit at which nobody should leave is taken out of the graphs."""
+        """The candidate with calibrated exits. An exit at which nobody should leave is taken out of the graphs.
+
+        Those that are left are calibrated once more: other graphs may have been quantized in another way.
+        """
         graphs, said = self._write(candidate)
         model = candidate.checkpoint.module
-        self._alone()
-        self._say(f"calibrating the exits of {candidate.name} on {len(held_out.inputs)} texts set aside")
-        found = calibrate(
-            trace(candidate.checkpoint, load_cascade(graphs, model.ends), held_out),
-            [stage_ms(path) for path in graphs],
-            spec.max_loss,
-        )
+        found = self._calibrated(candidate, graphs, spec, held_out)
         steps = (*candidate.steps, *said)
         if found is None:
             exits = cascade_exits(graphs, model.ends, [1.0] * len(model.after))
@@ -194,15 +202,25 @@ class CandidateMaker:
         if len(used) < len(model.after):
             for path in graphs:
                 path.unlink()
-            model = model.with_exits(used)
-            candidate = replace(candidate, checkpoint=replace(candidate.checkpoint, module=model))
-            graphs, _ = self._write(candidate)
+            fewer = replace(candidate.checkpoint, module=model.with_exits(used))
+            return self._with_exits(replace(candidate, checkpoint=fewer), spec, held_out)
         thresholds = [threshold for threshold in found.thresholds if threshold is not None]
         steps = (*steps, found.as_text(model.after, len(held_out.inputs)))
         return replace(candidate, exits=cascade_exits(graphs, model.ends, thresholds), steps=steps)
 
+    def _calibrated(
+        self, candidate: Candidate, graphs: Sequence[Path], spec: Exits, held_out: EvaluationSet
+    ) -> Calibration | None:
+        """The thresholds of the graphs as they are served: quantized, or in the precision that the recipe says."""
+        self._alone()
+        self._say(f"calibrating the exits of {candidate.name} on {len(held_out.inputs)} texts set aside")
+        stages = load_cascade(graphs, candidate.checkpoint.module.ends, precision=candidate.precision)
+        costs = [stage_ms(Graph(path, precision=candidate.precision)) for path in graphs]
+        return calibrate(trace(candidate.checkpoint, stages, held_out), costs, spec.max_loss)
+
     def _write(self, candidate: Candidate) -> tuple[list[Path], tuple[str, ...]]:
-        """Puts the graphs into the candidate's folder, quantized if it says so; returns them and the step in words."""
+        """Puts the graphs into the candidate's folder, quantized if it says so; returns them and how they compute, in
+        words."""
         checkpoint, quantize = candidate.checkpoint, candidate.recipe.quantize
         graphs = self._exported.get(checkpoint.module)
         if graphs is None:
@@ -213,19 +231,14 @@ class CandidateMaker:
         if quantize is None:
             for graph, target in zip(graphs, targets, strict=True):
                 shutil.copyfile(graph, target)
-            return targets, ()
+            rounded = candidate.recipe.precision is not None
+            return targets, ("computed in bfloat16 by the engine openvino",) if rounded else ()
         self._say(f"quantizing {candidate.name}")
-        kept: tuple[str, ...] = ()
-        for graph, target in zip(graphs, targets, strict=True):
-            kept += quantize_int8(
-                graph,
-                target,
-                reduce_range=self._reduce_range,
-                spec=quantize,
-                texts=self._feeds,
-                floor=self._floor,
-            )
-        return targets, (_quantization(quantize, kept, len(self._feeds), self._reduce_range),)
+        texts = _calibration(self._texts(checkpoint), checkpoint) if quantize.needs_texts else []
+        kept = quantize_int8(
+            graphs, targets, reduce_range=self._reduce_range, spec=quantize, texts=texts, floor=self._floor
+        )
+        return targets, (_quantization(quantize, kept, len(texts), self._reduce_range),)
 
     def _export(self, checkpoint: Checkpoint) -> list[Path]:
         folder = Path(tempfile.mkdtemp(prefix="exported-", dir=self._stage))
@@ -233,20 +246,6 @@ class CandidateMaker:
             return export_stages(checkpoint.module, checkpoint, folder)
         export_onnx(checkpoint, folder / WEIGHTS_FILE)
         return [folder / WEIGHTS_FILE]
-
-
-def load_cascade(graphs: Sequence[Path], layers: Sequence[int], thresholds: Sequence[float | None] = ()) -> list[Stage]:
-    """Loads graphs as the backend does; without thresholds nobody leaves.
-
-    Args:
-        graphs: in the order in which an input goes through them.
-        layers: gone through after each.
-        thresholds: of each, None for the last.
-    """
-    engines = [load_engine("onnxruntime", path, EngineOptions(threads=0)) for path in graphs]
-    return [
-        Stage(*each) for each in zip(engines, layers, thresholds or [*[inf] * (len(graphs) - 1), None], strict=True)
-    ]
 
 
 def cascade_exits(graphs: Sequence[Path], layers: Sequence[int], thresholds: Sequence[float]) -> tuple[Exit, ...]:
@@ -257,14 +256,14 @@ def cascade_exits(graphs: Sequence[Path], layers: Sequence[int], thresholds: Seq
     )
 
 
-def _calibration(texts: Sequence[Example], teacher: Checkpoint) -> list[Feeds]:
-    """Some of the texts, one in each feed."""
+def _calibration(texts: Sequence[Example], checkpoint: Checkpoint) -> list[Feeds]:
+    """Some of the texts, whatever read them always the same ones, one in each feed."""
     some = random.Random(0).sample(list(texts), min(CALIBRATION_TEXTS, len(texts)))
     feeds: list[Feeds] = []
     for text in some:
-        ids, mask = pad([text], teacher.tokenizer.pad_token_id or 0)
+        ids, mask = pad([text], checkpoint.tokenizer.pad_token_id or 0)
         values: Feeds = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
-        feeds.append({name: values[name] for name in teacher.inputs})
+        feeds.append({name: values[name] for name in checkpoint.inputs})
     return feeds
 
 

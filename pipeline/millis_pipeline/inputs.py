@@ -15,7 +15,8 @@ from millis_pipeline.decoders.recipe import DecoderRecipe
 from millis_pipeline.job import Job, check_evaluation, read_evaluation
 from millis_pipeline.recipe_data import labelled_data, taught_data
 from millis_pipeline.sources import local_folder
-from millis_pipeline.students import check_texts, check_variants
+from millis_pipeline.students import check_variants
+from millis_pipeline.training_texts import check_texts
 from millis_server.manifest import TaskName
 
 

@@ -1,4 +1,4 @@
-"""Quantizes an exported graph to int8, with ONNX Runtime's quantizers.
+"""Quantizes an exported model, one graph or several, to int8, with ONNX Runtime's quantizers.
 
 Weights are quantized per output channel; activations at run time (dynamic), or once by calibration (static, as
 pairs of QuantizeLinear and DequantizeLinear). Processors with AVX2 or AVX-512 but without VNNI add two products in
@@ -8,9 +8,8 @@ documentation of quantization advises).
 
 from __future__ import annotations
 
-import ast
 import logging
-import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -30,21 +28,15 @@ from onnxruntime.quantization import (
 from tqdm import tqdm
 
 from millis_pipeline.agreement import Outputs
+from millis_pipeline.blocks import Node, blocks
+from millis_pipeline.chain import answers, passed
 from millis_pipeline.checkpoint import CheckpointError
 from millis_pipeline.progress import step
-from millis_pipeline.run import Feeds, Runner, graph_runner
 from millis_pipeline.variants import Quantize
+from millis_server.triton.backend.engine import Feeds
 
 GEMM_PRODUCT = "_MatMul"
 """What ONNX Runtime's quantizer adds to the name of a Gemm for the product that it makes of it."""
-
-SCOPES = "pkg.torch.onnx.name_scopes"
-"""Where PyTorch's exporter writes down which module a node is from."""
-
-BLOCK = re.compile(r"head|layer ([1-9]\d*) (?:attention|feed-forward)")
-"""A block that a model can have, see `blocks`."""
-
-LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)(\.att)?")
 
 
 @dataclass(frozen=True)
@@ -61,19 +53,19 @@ class Floor:
 
 
 def quantize_int8(
-    source: Path,
-    target: Path,
+    sources: Sequence[Path],
+    targets: Sequence[Path],
     *,
     reduce_range: bool,
     spec: Quantize,
     texts: Sequence[Feeds] = (),
     floor: Floor | None = None,
 ) -> tuple[str, ...]:
-    """Writes the int8 version of a graph.
+    """Writes the int8 version of a model.
 
     Args:
-        source: fp32 graph.
-        target: file to write.
+        sources: its fp32 graphs, in the order in which an input goes through them.
+        targets: files to write, one for each.
         reduce_range: whether weights get 7 bits.
         spec: dynamic or static, and how many blocks stay in fp32.
         texts: inputs for calibration, and to find the blocks that quantization harms most; one feed each.
@@ -83,125 +75,123 @@ def quantize_int8(
         Names of the blocks that stayed in fp32, the most sensitive one first.
 
     Raises:
-        CheckpointError: a block that is named is none of the graph's, or there are fewer than are to stay in fp32.
+        CheckpointError: a block that is named is none of the model's, or there are fewer than are to stay in fp32.
     """
     if spec.keep_fp32 == "auto":
         assert floor is not None, "auto needs a floor. This is a bug."
-        kept: Sequence[str] = _fewest(source, spec, texts, reduce_range, floor)
+        kept: Sequence[str] = _fewest(sources, spec, texts, reduce_range, floor)
     else:
-        kept = _kept(source, spec, texts, reduce_range)
-    found = blocks(source) if kept else {}
+        kept = _kept(sources, spec, texts, reduce_range)
+    found = blocks(sources) if kept else {}
     excluded = [node for name in kept for node in found[name]]
     with step("quantizing"):
-        _quantize(source, target, spec, texts, reduce_range, excluded=excluded)
+        _quantize(sources, targets, spec, texts, reduce_range, excluded=excluded)
     return tuple(kept)
 
 
-def _fewest(source: Path, spec: Quantize, texts: Sequence[Feeds], reduce_range: bool, floor: Floor) -> Sequence[str]:
-    """As few blocks as it takes, the most harmed first; all of them where no fewer do."""
-    known = blocks(source)
-    expected = [answer[0] for answer in _answers(graph_runner(source), texts)]
+def _fewest(
+    sources: Sequence[Path], spec: Quantize, texts: Sequence[Feeds], reduce_range: bool, floor: Floor
+) -> Sequence[str]:
+    """As few blocks as it takes, the most harmed first; all of them where no fewer do. Of a model with early exits the
+    answers at each of them must be good enough."""
+    expected, known = answers(sources, texts), blocks(sources)
     ranked: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="millis-") as scratch:
-        target = Path(scratch) / "mixed.onnx"
+    with _scratch(sources) as targets:
         for kept in tqdm(range(len(known)), desc="blocks in fp32", unit="block", leave=False, disable=None):
             if kept == 1:
-                harm = sensitivity(source, spec, texts, reduce_range=reduce_range)
-                ranked = sorted(harm, key=lambda name: -harm[name])
+                ranked = _by_harm(sources, spec, texts, reduce_range)
             excluded = [node for name in ranked[:kept] for node in known[name]]
-            _quantize(source, target, spec, texts, reduce_range, excluded=excluded)
-            ours = graph_runner(target)
-            if floor.agreement([ours(feeds)[0] for feeds in texts], expected) >= floor.least:
+            _quantize(sources, targets, spec, texts, reduce_range, excluded=excluded)
+            ours = answers(targets, texts)
+            if min(map(floor.agreement, _rows(ours), _rows(expected))) >= floor.least:
                 return ranked[:kept]
     return ranked
 
 
-def _kept(source: Path, spec: Quantize, texts: Sequence[Feeds], reduce_range: bool) -> Sequence[str]:
+def _rows(said: Sequence[Sequence[NDArray[np.float32]]]) -> list[Outputs]:
+    """Of each graph the answers without the axis of texts: there is one in each."""
+    return [[answer[0] for answer in of_graph] for of_graph in said]
+
+
+def _kept(sources: Sequence[Path], spec: Quantize, texts: Sequence[Feeds], reduce_range: bool) -> Sequence[str]:
+    assert spec.keep_fp32 != "auto", "auto takes a search. This is a bug."
+    if spec.keep_fp32 in (0, ()):
+        return ()
+    known = blocks(sources)
     if isinstance(spec.keep_fp32, int):
-        if spec.keep_fp32 == 0:
-            return ()
-        known = blocks(source)
         if spec.keep_fp32 > len(known):
             raise CheckpointError(
                 f"quantize.keep_fp32: {spec.keep_fp32} blocks cannot stay in fp32, the model has {len(known)}: "
                 f"{', '.join(known)}"
             )
-        harm = sensitivity(source, spec, texts, reduce_range=reduce_range)
-        return sorted(harm, key=lambda name: -harm[name])[: spec.keep_fp32]
-    known = blocks(source)
+        return _by_harm(sources, spec, texts, reduce_range)[: spec.keep_fp32]
     for name in spec.keep_fp32:
         if name not in known:
             raise CheckpointError(f"quantize.keep_fp32: the model has no block {name!r}; it has {', '.join(known)}")
     return spec.keep_fp32
 
 
-def check_blocks(kept: int | Sequence[str], depth: int, variant: str) -> None:
-    """Checks which blocks stay in fp32 before there is a graph to look for them in.
+def _by_harm(sources: Sequence[Path], spec: Quantize, texts: Sequence[Feeds], reduce_range: bool) -> list[str]:
+    """All blocks, the one that quantization harms most first."""
+    harm = sensitivity(sources, spec, texts, reduce_range=reduce_range)
+    return sorted(harm, key=lambda name: -harm[name])
 
-    Args:
-        kept: their number, or their names, as a recipe gives them.
-        depth: layers of the model.
-        variant: its name.
 
-    Raises:
-        CheckpointError: there are more than a model of that depth can have, or a name is none of its names.
+def sensitivity(
+    sources: Sequence[Path], spec: Quantize, texts: Sequence[Feeds], *, reduce_range: bool
+) -> dict[str, float]:
+    """How far answers move when one block alone is quantized: the mean absolute difference, for each block.
+
+    Of a model with early exits it is the mean over all of them: nobody knows yet where texts will leave.
     """
-    layers = f"head, and attention and feed-forward of layers 1 to {depth}"
-    if isinstance(kept, int):
-        if kept > 2 * depth + 1:
-            raise CheckpointError(
-                f"{variant}: quantize.keep_fp32: {kept} blocks cannot stay in fp32, the model has at most "
-                f"{2 * depth + 1}: {layers}"
-            )
-        return
-    for name in kept:
-        found = BLOCK.fullmatch(name)
-        if found is None or (found[1] is not None and not 1 <= int(found[1]) <= depth):
-            raise CheckpointError(
-                f"{variant}: quantize.keep_fp32: the model has no block {name!r}; it has {layers}, for example "
-                "'layer 1 attention'"
-            )
-
-
-def blocks(source: Path) -> dict[str, list[str]]:
-    """Names of the matrix products with weights, by the part of the model that they belong to.
-
-    Parts are `layer 1 attention`, `layer 1 feed-forward` and so on, and `head` for the rest.
-    """
-    graph = onnx.load(source, load_external_data=False).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    found: dict[str, list[str]] = {}
-    for node in graph.node:
-        if node.op_type in ("MatMul", "Gemm") and weights & set(node.input):
-            found.setdefault(_block(node), []).append(node.name)
-    return found
-
-
-def _block(node: onnx.NodeProto) -> str:
-    for entry in node.metadata_props:
-        if entry.key == SCOPES:
-            for scope in reversed(ast.literal_eval(entry.value)):
-                if match := LAYER.search(scope):
-                    return f"layer {int(match[1]) + 1} {'attention' if match[2] else 'feed-forward'}"
-    return "head"
-
-
-def sensitivity(source: Path, spec: Quantize, texts: Sequence[Feeds], *, reduce_range: bool) -> dict[str, float]:
-    """How far outputs move when one block alone is quantized: the mean absolute difference, for each block."""
-    expected = _answers(graph_runner(source), texts)
+    expected = answers(sources, texts)
     harm = {}
-    with tempfile.TemporaryDirectory(prefix="millis-") as scratch:
-        target = Path(scratch) / "block.onnx"
-        for name, nodes in tqdm(blocks(source).items(), desc="sensitivity", unit="block", leave=False, disable=None):
-            _quantize(source, target, spec, texts, reduce_range, only=nodes)
-            ours = graph_runner(target)
-            moved = [float(np.abs(ours(feeds) - want).mean()) for feeds, want in zip(texts, expected, strict=True)]
-            harm[name] = float(np.mean(moved))
+    with _scratch(sources) as targets:
+        for name, nodes in tqdm(blocks(sources).items(), desc="sensitivity", unit="block", leave=False, disable=None):
+            _quantize(sources, targets, spec, texts, reduce_range, only=nodes)
+            harm[name] = _mean_difference(answers(targets, texts), expected)
     return harm
 
 
-def _answers(run: Runner, texts: Sequence[Feeds]) -> list[NDArray[np.float32]]:
-    return [run(feeds) for feeds in tqdm(texts, desc="fp32 answers", unit="text", leave=False, disable=None)]
+def _mean_difference(
+    ours: Sequence[Sequence[NDArray[np.float32]]], theirs: Sequence[Sequence[NDArray[np.float32]]]
+) -> float:
+    pairs = (pair for graphs in zip(ours, theirs, strict=True) for pair in zip(*graphs, strict=True))
+    return float(np.mean([float(np.abs(mine - other).mean()) for mine, other in pairs]))
+
+
+@contextmanager
+def _scratch(sources: Sequence[Path]) -> Iterator[list[Path]]:
+    """Files for quantized versions that are only looked at."""
+    with tempfile.TemporaryDirectory(prefix="millis-") as folder:
+        yield [Path(folder) / source.name for source in sources]
+
+
+def _quantize(
+    sources: Sequence[Path],
+    targets: Sequence[Path],
+    spec: Quantize,
+    texts: Sequence[Feeds],
+    reduce_range: bool,
+    *,
+    only: Sequence[Node] | None = None,
+    excluded: Sequence[Node] = (),
+) -> None:
+    """Quantizes graph after graph. What a later one is calibrated with is what the ones before it, quantized already,
+    make of all the texts: thresholds, by which some will leave, are found later, of the quantized graphs."""
+    given = texts
+    for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        _quantize_graph(
+            source,
+            target,
+            spec,
+            given,
+            reduce_range,
+            only=None if only is None else [node.name for node in only if node.graph == number],
+            excluded=[node.name for node in excluded if node.graph == number],
+        )
+        if spec.method == "static" and number + 1 < len(sources):
+            _, given = passed(target, given)
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
@@ -214,17 +204,20 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime
         return next(self._left, None)
 
 
-def _quantize(
+def _quantize_graph(
     source: Path,
     target: Path,
     spec: Quantize,
     texts: Sequence[Feeds],
     reduce_range: bool,
     *,
-    only: list[str] | None = None,
-    excluded: list[str] | None = None,
+    only: list[str] | None,
+    excluded: list[str],
 ) -> None:
-    only, excluded = _as_products(only), _as_products(excluded)
+    if only == []:  # which would mean all nodes to the quantizers
+        shutil.copyfile(source, target)
+        return
+    only, excluded = only and _as_products(only), _as_products(excluded)
     with _quiet():
         if spec.method == "dynamic":
             quantize_dynamic(
@@ -255,9 +248,9 @@ def _quantize(
         )
 
 
-def _as_products(nodes: list[str] | None) -> list[str] | None:
+def _as_products(nodes: list[str]) -> list[str]:
     """The nodes under all their names: the quantizer splits a Gemm into MatMul and Add before it looks at names."""
-    return nodes and [*nodes, *(f"{name}{GEMM_PRODUCT}" for name in nodes)]
+    return [*nodes, *(f"{name}{GEMM_PRODUCT}" for name in nodes)]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,26 @@ def graph_runner(path: Path, threads: int = 0, precision: Precision = "f32") -> 
         return engine.run(feeds)[0]
 
     return run
+
+
+def load_cascade(
+    graphs: Sequence[Path],
+    layers: Sequence[int],
+    thresholds: Sequence[float | None] = (),
+    precision: Precision = "f32",
+) -> list[Stage]:
+    """Loads graphs as the backend does; without thresholds nobody leaves.
+
+    Args:
+        graphs: in the order in which an input goes through them.
+        layers: gone through after each.
+        thresholds: of each, None for the last.
+        precision: in which they compute.
+    """
+    options = EngineOptions(threads=0, precision=precision)
+    engines = [load_engine(DEFAULT_ENGINES[precision], path, options) for path in graphs]
+    wanted = thresholds or [*[inf] * (len(graphs) - 1), None]
+    return [Stage(*each) for each in zip(engines, layers, wanted, strict=True)]
 
 
 class CascadeRunner:

@@ -17,8 +17,8 @@ from torch import nn
 
 from millis_pipeline.aot import check_compiler
 from millis_pipeline.architectures import Encoder, Shape, Size, shaped, size_of, stated_depth
+from millis_pipeline.blocks import check_blocks
 from millis_pipeline.checkpoint import Checkpoint, load_tokenizer
-from millis_pipeline.data import named, read_texts
 from millis_pipeline.distill import (
     check_depth,
     imitate,
@@ -27,13 +27,13 @@ from millis_pipeline.distill import (
     taken_layers,
     taught_layers,
 )
-from millis_pipeline.examples import Example, Task, prepare
+from millis_pipeline.examples import Example
 from millis_pipeline.exits import ExitModel, check_exits, exit_loss
+from millis_pipeline.progress import step
 from millis_pipeline.prune import check_prunable, chosen_shape, measure_importance
-from millis_pipeline.quantize import check_blocks
 from millis_pipeline.recipe import Recipe
-from millis_pipeline.recipe_data import taught_data
 from millis_pipeline.teacher import Lesson, Teaching, noisy, teach
+from millis_pipeline.training_texts import training_texts
 from millis_pipeline.variants import Distill, Exits, Prune, VariantRecipe
 from millis_pipeline.vocabulary import check_trimmable
 
@@ -84,46 +84,6 @@ def _depth_left(variant: VariantRecipe, depth: int) -> int:
     return left - (variant.prune.layers if variant.prune is not None else 0)
 
 
-def check_texts(recipe: Recipe) -> None:
-    """Reads the texts that only students learn from, before anything is trained.
-
-    Raises:
-        DataError: the file cannot be used.
-    """
-    if recipe.unlabelled is not None:
-        _unlabelled(recipe, recipe.unlabelled)
-
-
-def _unlabelled(recipe: Recipe, path: Path) -> list[str]:
-    with named("unlabelled"):
-        return read_texts(path, recipe.text_column)
-
-
-def training_texts(recipe: Recipe, checkpoint: Checkpoint) -> list[Example]:
-    """All texts of a recipe that a student may learn from: those for training, with their labels, and unlabelled ones.
-
-    Raises:
-        DataError: a file cannot be used, or has a label that the teacher lacks.
-        CheckpointError: texts have several labels, and the teacher gives one.
-    """
-    max_tokens = min(recipe.max_tokens, checkpoint.max_tokens)
-    examples: list[Example] = []
-    if recipe.train is not None:
-        labelled = taught_data(recipe, checkpoint.answers)
-        task = Task(
-            labels=checkpoint.labels,
-            tokens=checkpoint.task == "token-classification",
-            multi_label=checkpoint.multi_label,
-            pad_id=checkpoint.tokenizer.pad_token_id or 0,
-        )
-        examples += prepare(labelled, checkpoint.tokenizer, task, max_tokens)
-    if recipe.unlabelled is not None:
-        texts = _unlabelled(recipe, recipe.unlabelled)
-        encoded = checkpoint.tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
-        examples += [Example(ids, None, [], []) for ids in encoded]
-    return examples
-
-
 class Students:
     """Makes modules from a teacher.
 
@@ -144,6 +104,13 @@ class Students:
         self._scratch = scratch
         self._kept = kept
         self._made: dict[str, tuple[Checkpoint, tuple[str, ...]]] = {}
+
+    def texts(self, checkpoint: Checkpoint) -> Sequence[Example]:
+        """What students learn from, in the same order, as the tokenizer of a checkpoint reads it."""
+        if checkpoint.tokenizer is self._checkpoint.tokenizer:
+            return self._examples
+        with step("tokenizing"):
+            return training_texts(self._recipe, checkpoint)
 
     def make(self, variant: VariantRecipe) -> tuple[Checkpoint, tuple[str, ...]]:
         """The teacher with the smaller module that a variant asks for, and in words how it was made."""

@@ -1,7 +1,7 @@
 """What a recipe may ask for under `variants:`: for each variant a name and the steps that make it from the teacher.
 
-The steps are taken in the order distill, prune, exits, trim, quantize or precision. A variant without steps is the
-teacher itself in fp32.
+The steps are taken in the order distill, prune, exits, trim, and then one of quantize, precision and compile. All of
+them compose, but for compile with exits. A variant without steps is the teacher itself in fp32.
 """
 
 from __future__ import annotations
@@ -94,9 +94,10 @@ class Quantize(_Step):
     method: Literal["dynamic", "static"]
     """Activations scaled for each call, or once by calibration on texts of the training data."""
     keep_fp32: Annotated[int, Field(ge=0, le=96)] | Literal["auto"] | tuple[str, ...] = 0
-    """Blocks (attention or feed-forward part of a layer, or the head) that stay in fp32: so many that quantization
-    harms most, which takes a pass over texts to find, or those named, for example `layer 1 feed-forward`. `auto` keeps
-    as few as it takes for the answers to training texts to change by no more than `max_quality_loss`."""
+    """Blocks (attention or feed-forward part of a layer, or the head; with exits all heads are one) that stay in fp32:
+    so many that quantization harms most, which takes a pass over texts to find, or those named, for example `layer 1
+    feed-forward`. `auto` keeps as few as it takes for the answers to training texts, at every exit, to change by no
+    more than `max_quality_loss`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -129,15 +130,24 @@ class VariantRecipe(_Step):
     def _fits(self) -> Self:
         if self.distill is not None and self.prune is not None and self.prune.layers:
             raise ValueError("prune.layers: distill.layers says already how many layers there will be")
-        if self.exits is not None and self.quantize not in (None, Quantize(method="dynamic")):
-            raise ValueError("quantize: a variant with exits is quantized with method dynamic and without keep_fp32")
-        if self.compile is not None and (self.quantize is not None or self.exits is not None):
-            raise ValueError("compile: torch compiles variants that are neither quantized nor left early")
-        if self.precision is not None and (self.quantize, self.exits, self.compile) != (None, None, None):
-            raise ValueError("precision: bf16 goes neither with quantize nor with exits nor with compile")
-        if self.trim is not None and self.quantize not in (None, Quantize(method="dynamic")):
-            raise ValueError("quantize: a trimmed variant is quantized with method dynamic and without keep_fp32")
+        if self.compile is not None:
+            self._check_compilable()
+        if self.precision is not None and self.quantize is not None:
+            raise ValueError(
+                "precision: bf16 does not go with quantize: the engine openvino, the only one with bfloat16, runs int8 "
+                "graphs slower than onnxruntime"
+            )
         return self
+
+    def _check_compilable(self) -> None:
+        if self.quantize is not None:
+            raise ValueError("compile: torch does not go with quantize, which makes int8 of the ONNX graph alone")
+        if self.exits is not None:
+            raise ValueError(
+                "compile: torch does not go with exits: its engine runs one program, not one for each exit"
+            )
+        if self.precision is not None:
+            raise ValueError("compile: torch does not go with precision: its engine computes in fp32 only")
 
     @property
     def trained(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     AutoModelForSequenceClassification,
     BertForTokenClassification,
@@ -26,9 +27,11 @@ from millis_pipeline.side_by_side import in_turn
 from millis_pipeline.tokenizer import write_tokenizer
 from millis_pipeline.variants import Exits, VariantRecipe
 from millis_pipeline.verify import EvaluationSet
+from millis_server.manifest import Manifest
 from millis_server.manifest_files import read_manifest
-from millis_server.triton.backend.cascade import Stage
+from millis_server.triton.backend.cascade import Stage, load_stages
 from millis_server.triton.backend.engine import EngineOptions, load_engine
+from millis_server.triton.backend.microbatch import run_unpadded
 from tests import tiny
 from tests.pipeline.architectures import ARCHITECTURES
 
@@ -128,7 +131,6 @@ def candidate(exported: Exported, folder: Path, wanted: Callable[[list[str], str
     maker = CandidateMaker(
         replace(exported.checkpoint, module=exported.model),
         None,
-        [],
         held_out,
         folder,
         reduce_range=True,
@@ -148,7 +150,7 @@ def test_exits_that_are_always_wrong_make_a_variant_unfit(exported, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_an_exit_that_nobody_should_use_is_taken_out_of_the_graphs(exported, tmp_path) -> None:
+def test_an_exit_that_nobody_should_use_is_taken_out_of_the_graphs(exported, tmp_path, capsys) -> None:
     made = candidate(exported, tmp_path, lambda early, last: early[0] != last == early[1])
     assert (made.unfit, [(exit.file, exit.layers) for exit in made.exits]) == (
         "",
@@ -156,7 +158,9 @@ def test_an_exit_that_nobody_should_use_is_taken_out_of_the_graphs(exported, tmp
     )
     assert sorted(path.name for path in made.folder.iterdir()) == ["model.onnx", "stage-2.onnx", "tokenizer.json"]
     assert "a text leaves with a confidence of at least" in made.steps[-1]
-    ours = run_all(made.runner(leaving=False), exported.rows, exported.checkpoint.inputs, "cascade")
+    # The graphs without it have thresholds of their own.
+    assert capsys.readouterr().out.count("calibrating the exits of exits") == 2
+    ours = run_all(made.exact_runner(), exported.rows, exported.checkpoint.inputs, "cascade")
     theirs = run_all(torch_runner(exported.checkpoint), exported.rows, exported.checkpoint.inputs, "PyTorch")
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-4)
@@ -224,22 +228,39 @@ def run(recipe: Path) -> int:
     return build.main([str(recipe), "--repository", str(recipe.parent / "repository"), *reports])
 
 
-def test_a_recipe_makes_a_calibrated_cascade_with_its_exit_distribution(tmp_path, capsys) -> None:
-    # Five layers of which one suffices: leaving early pays on any machine, and the gate publishes it.
+def test_a_recipe_makes_calibrated_cascades_with_their_exit_distributions(tmp_path, capsys, monkeypatch) -> None:
+    # Five layers of which one suffices: leaving early pays on any machine; which of the two is faster matters not.
+    monkeypatch.setattr("millis_pipeline.gate.FASTER", 1e9)
     tiny.backbone(tmp_path / "backbone", layers=5)
-    recipe = write_recipe(tmp_path, "exits: {after: [1], epochs: 4, learning_rate: 0.005}, quantize: dynamic")
-    assert run(recipe) == 0, capsys.readouterr().err
-    manifest = read_manifest(tmp_path / "repository" / "tiny-exits" / "1")
-    assert [exit.layers for exit in manifest.exits] == [1, 5]
-    assert sum(exit.share for exit in manifest.exits) == pytest.approx(1)
-    assert manifest.exits[0].share > 0.5
-    assert set(manifest.files) == {"model.onnx", "stage-2.onnx", "tokenizer.json"}
-    assert manifest.provenance.steps[0] == "exits after layers 1; 4 epochs on 72 texts"
-    assert (
-        "calibrated on 24 texts set aside: a text leaves with a confidence of at least" in manifest.provenance.steps[-1]
+    exits = "exits: {after: [1], epochs: 4, learning_rate: 0.005}"
+    recipe = write_recipe(
+        tmp_path, f"{exits}, quantize: dynamic}}, {{name: small, {exits}, trim: {{}}, quantize: static"
     )
+    assert run(recipe) == 0, capsys.readouterr().err
+    for variant in ("exits", "small"):
+        folder = tmp_path / "repository" / f"tiny-{variant}" / "1"
+        manifest = read_manifest(folder)
+        assert [exit.layers for exit in manifest.exits] == [1, 5]
+        assert sum(exit.share for exit in manifest.exits) == pytest.approx(1)
+        assert manifest.exits[0].share > 0.5
+        assert set(manifest.files) == {"model.onnx", "stage-2.onnx", "tokenizer.json"}
+        steps = manifest.provenance.steps
+        assert steps[0] == "exits after layers 1; 4 epochs on 72 texts"
+        assert "calibrated on 24 texts set aside: a text leaves with a confidence of at least" in steps[-1]
+        assert answered(folder, manifest) == pytest.approx([check.expected for check in manifest.self_check], abs=1e-3)
+    assert [step.partition(",")[0] for step in steps[1:3]] == ["vocabulary trimmed from 190 to 78 tokens", "int8"]
+    assert "calibrated on 72 texts" in steps[2]
     report = (tmp_path / "reports" / "tiny.md").read_text()
     assert "## Early exits" in report
+
+
+def answered(folder: Path, manifest: Manifest) -> list[tuple[float, ...]]:
+    """What the backend's own code answers to the texts of the self-check."""
+    stages = load_stages(folder, lambda path: load_engine("onnxruntime", path, EngineOptions()))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rows = tokenize(tokenizer, [check.text for check in manifest.self_check], manifest.max_tokens, manifest.pad_id)
+    asked = [rows.feeds([text], manifest.inputs) for text in range(len(rows.encodings))]
+    return [tuple(run_unpadded(stages, [feeds])[0].output[0].tolist()) for feeds in asked]
 
 
 @pytest.mark.parametrize(
@@ -248,9 +269,10 @@ def test_a_recipe_makes_a_calibrated_cascade_with_its_exit_distribution(tmp_path
         ("exits: {after: [4]}", "exits: exits.after: it names layer 4, and the model has 4; after the last one the "),
         ("exits: {after: [3], epochs: 1}, distill: {layers: 2}", "exits: exits.after: it names layer 3, and the model"),
         ("exits: {after: [2, 1]}", "variants.1.exits: after: layers in rising order, each once, not [2, 1]"),
-        ("exits: {after: [1]}, quantize: static", "quantize: a variant with exits is quantized with method dynamic"),
-        ("exits: {after: [1]}, compile: torch", "compile: torch compiles variants that are neither quantized nor left"),
-        ("quantize: dynamic, compile: torch", "compile: torch compiles variants that are neither quantized nor left"),
+        (
+            "exits: {after: [1]}, quantize: {method: static, keep_fp32: [layer 5 attention]}",
+            "exits: quantize.keep_fp32: the model has no block 'layer 5 attention'; it has head, and attention and ",
+        ),
         ("exits: {after: []}", "variants.1.exits.after: "),
         ("exits: {after: [1], max_loss: 2}", "variants.1.exits.max_loss: "),
     ],

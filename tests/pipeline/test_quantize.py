@@ -9,9 +9,10 @@ import onnx
 import pytest
 
 from millis_pipeline.agreement import Outputs
+from millis_pipeline.blocks import blocks
 from millis_pipeline.checkpoint import CheckpointError, load
 from millis_pipeline.export import export_onnx
-from millis_pipeline.quantize import Floor, blocks, quantize_int8, sensitivity
+from millis_pipeline.quantize import Floor, quantize_int8, sensitivity
 from millis_pipeline.run import Feeds, graph_runner
 from millis_pipeline.variants import Quantize
 from millis_server.processor import saturates
@@ -44,7 +45,7 @@ def worst(graph: Path, other: Path, texts: list[Feeds]) -> float:
 def test_an_int8_graph_is_smaller_and_answers_like_fp32(tmp_path, graph, texts, method) -> None:
     path = tmp_path / "int8.onnx"
     spec = Quantize(method=method)
-    assert quantize_int8(graph, path, reduce_range=saturates(), spec=spec, texts=texts) == ()
+    assert quantize_int8([graph], [path], reduce_range=saturates(), spec=spec, texts=texts) == ()
     assert path.stat().st_size < graph.stat().st_size
     assert 0 < worst(graph, path, texts) < 0.5
     kinds = {node.op_type for node in onnx.load(path).graph.node}
@@ -52,37 +53,41 @@ def test_an_int8_graph_is_smaller_and_answers_like_fp32(tmp_path, graph, texts, 
 
 
 def test_blocks_are_the_parts_of_each_layer_and_the_head(graph) -> None:
-    found = blocks(graph)
+    found = blocks([graph])
     assert {name: len(nodes) for name, nodes in found.items()} == dict(zip(BLOCKS, (4, 2, 4, 2, 2), strict=True))
 
 
 @pytest.mark.parametrize("method", ["dynamic", "static"])
 def test_the_most_sensitive_blocks_stay_in_fp32(tmp_path, graph, texts, method) -> None:
     spec = Quantize(method=method, keep_fp32=2)
-    harm = sensitivity(graph, spec, texts, reduce_range=True)
+    harm = sensitivity([graph], spec, texts, reduce_range=True)
     assert sorted(harm) == sorted(BLOCKS)
     path = tmp_path / "int8.onnx"
-    kept = quantize_int8(graph, path, reduce_range=True, spec=spec, texts=texts)
+    kept = quantize_int8([graph], [path], reduce_range=True, spec=spec, texts=texts)
     assert list(kept) == sorted(harm, key=lambda name: -harm[name])[:2]
     products = {node.name for node in onnx.load(path).graph.node}
-    spared = {node for name in kept for node in blocks(graph)[name]}
+    spared = {node.name for name in kept for node in blocks([graph])[name]}
     assert spared <= products
 
 
 def test_blocks_that_are_named_stay_in_fp32(tmp_path, graph) -> None:
     spec = Quantize(method="dynamic", keep_fp32=("layer 2 attention", "head"))
     path = tmp_path / "int8.onnx"
-    assert quantize_int8(graph, path, reduce_range=True, spec=spec) == ("layer 2 attention", "head")
+    assert quantize_int8([graph], [path], reduce_range=True, spec=spec) == ("layer 2 attention", "head")
     # What is left of the matrix products with weights is what was kept; the quantizer makes a MatMul of a Gemm.
-    left = {name.removesuffix("_MatMul") for nodes in blocks(path).values() for name in nodes}
-    found = blocks(graph)
-    assert left == {*found["layer 2 attention"], *found["head"]}
+    left = {node.name.removesuffix("_MatMul") for nodes in blocks([path]).values() for node in nodes}
+    found = blocks([graph])
+    assert left == {node.name for node in (*found["layer 2 attention"], *found["head"])}
 
 
 def test_more_blocks_than_the_graph_has_cannot_stay_in_fp32(tmp_path, graph, texts) -> None:
     with pytest.raises(CheckpointError) as caught:
         quantize_int8(
-            graph, tmp_path / "int8.onnx", reduce_range=True, spec=Quantize(method="dynamic", keep_fp32=6), texts=texts
+            [graph],
+            [tmp_path / "int8.onnx"],
+            reduce_range=True,
+            spec=Quantize(method="dynamic", keep_fp32=6),
+            texts=texts,
         )
     assert str(caught.value) == (
         f"quantize.keep_fp32: 6 blocks cannot stay in fp32, the model has 5: {', '.join(BLOCKS)}"
@@ -92,7 +97,7 @@ def test_more_blocks_than_the_graph_has_cannot_stay_in_fp32(tmp_path, graph, tex
 def test_a_block_that_there_is_not_is_named_in_the_error(tmp_path, graph) -> None:
     spec = Quantize(method="dynamic", keep_fp32=("layer 3 attention",))
     with pytest.raises(CheckpointError) as caught:
-        quantize_int8(graph, tmp_path / "int8.onnx", reduce_range=True, spec=spec)
+        quantize_int8([graph], [tmp_path / "int8.onnx"], reduce_range=True, spec=spec)
     assert str(caught.value) == (
         f"quantize.keep_fp32: the model has no block 'layer 3 attention'; it has {', '.join(BLOCKS)}"
     )
@@ -106,8 +111,8 @@ def nearness(ours: Outputs, theirs: Outputs) -> float:
 @pytest.mark.parametrize(("least", "expected"), [(-9.0, 0), (2.0, len(BLOCKS))])
 def test_as_many_blocks_as_needed_stay_in_fp32(tmp_path, graph, texts, least, expected) -> None:
     kept = quantize_int8(
-        graph,
-        tmp_path / "int8.onnx",
+        [graph],
+        [tmp_path / "int8.onnx"],
         reduce_range=True,
         spec=Quantize(method="dynamic", keep_fp32="auto"),
         texts=texts,
@@ -122,13 +127,13 @@ def test_no_more_blocks_than_needed_stay_in_fp32(tmp_path, graph, texts) -> None
 
     def reached(kept: int) -> float:
         spec = Quantize(method="dynamic", keep_fp32=kept)
-        quantize_int8(graph, tmp_path / "some.onnx", reduce_range=True, spec=spec, texts=texts)
+        quantize_int8([graph], [tmp_path / "some.onnx"], reduce_range=True, spec=spec, texts=texts)
         ours = graph_runner(tmp_path / "some.onnx")
         return nearness([ours(feeds)[0] for feeds in texts], expected)
 
     floor = Floor(nearness, reached(2))
     fewest = next(kept for kept in range(3) if reached(kept) >= floor.least)
     spec = Quantize(method="dynamic", keep_fp32="auto")
-    kept = quantize_int8(graph, tmp_path / "int8.onnx", reduce_range=True, spec=spec, texts=texts, floor=floor)
-    harm = sensitivity(graph, spec, texts, reduce_range=True)
+    kept = quantize_int8([graph], [tmp_path / "int8.onnx"], reduce_range=True, spec=spec, texts=texts, floor=floor)
+    harm = sensitivity([graph], spec, texts, reduce_range=True)
     assert list(kept) == sorted(harm, key=lambda name: -harm[name])[:fewest]

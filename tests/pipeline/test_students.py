@@ -28,8 +28,9 @@ from millis_pipeline.job import Job, read_evaluation
 from millis_pipeline.prune import kept_parts
 from millis_pipeline.recipe import Recipe
 from millis_pipeline.run import graph_runner, run_all, tokenize, torch_runner
-from millis_pipeline.students import Students, check_variants, training_texts
+from millis_pipeline.students import Students, check_variants
 from millis_pipeline.tokenizer import write_tokenizer
+from millis_pipeline.training_texts import training_texts
 from millis_pipeline.variants import Distill, Prune, Quantize, Trim, VariantRecipe
 from tests import tiny
 from tests.pipeline.architectures import ARCHITECTURES, WIDE
