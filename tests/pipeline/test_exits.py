@@ -155,9 +155,8 @@ def one_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "calibrate", lambda trace, costs, max_loss: found[len(trace.confidence)])
 
 
-def test_the_exits_that_are_left_are_calibrated_on_their_own_graphs(
-    exported, tmp_path, monkeypatch, one_in_use
-) -> None:
+@pytest.mark.usefixtures("one_in_use")
+def test_the_exits_that_are_left_are_calibrated_on_their_own_graphs(exported, tmp_path, monkeypatch) -> None:
     def exported_stages(model: ExitModel, _: Checkpoint, folder: Path) -> list[Path]:
         """Graphs that there are, as many as the model has stages: exporting takes long."""
         folder.mkdir(exist_ok=True)
@@ -185,7 +184,8 @@ def test_the_exits_that_are_left_are_calibrated_on_their_own_graphs(
 
 
 @pytest.mark.slow
-def test_graphs_from_which_an_exit_was_taken_answer_as_the_model(exported, tmp_path, one_in_use) -> None:
+@pytest.mark.usefixtures("one_in_use")
+def test_graphs_from_which_an_exit_was_taken_answer_as_the_model(exported, tmp_path) -> None:
     held_out = EvaluationSet("dev", tiny.SENTENCES, exported.rows, labels=[["a"]] * len(tiny.SENTENCES))
     made = maker(exported, tmp_path, held_out).make(EARLY)
     assert [(exit.file, exit.layers) for exit in made.exits] == [("model.onnx", 3), ("stage-2.onnx", 4)]
