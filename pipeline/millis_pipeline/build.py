@@ -172,11 +172,15 @@ def build(job: Job, repository: Path, reports: Path, keep: Path | None = None, a
         students = None
         if job.recipe is not None:
             kept = keep / f"{job.name}-students" if keep is not None else None
-            students = Students(teacher, job.recipe, training_texts(job.recipe, teacher), Path(scratch), kept)
+            with step("tokenizing"):
+                texts = training_texts(job.recipe, teacher)
+            students = Students(teacher, job.recipe, texts, Path(scratch), kept)
+        with step("tokenizing"):
+            held_out = _held_out(job, teacher, tokenizer)
         maker = CandidateMaker(
             teacher,
             students,
-            _held_out(job, teacher, tokenizer),
+            held_out,
             stage,
             reduce_range=saturates(),
             max_loss=job.max_quality_loss,
