@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from millis_server.triton.backend.engine import DEFAULT_ENGINES, EngineOptions, Feeds, load_engine
 from millis_server.triton.backend.microbatch import HIDDEN, MASK
@@ -32,7 +31,7 @@ def passed(graph: Path, texts: Sequence[Feeds]) -> tuple[list[NDArray[np.float32
     """What one graph answers to each text, and the inputs that it hands on to the next graph, if there is one."""
     engine = load_engine(DEFAULT_ENGINES["f32"], graph, EngineOptions(threads=0))
     said, onward = [], list[Feeds]()
-    for feeds in tqdm(texts, desc="answers", unit="text", leave=False, disable=None):
+    for feeds in texts:
         answer, *more = engine.run(feeds)
         said.append(answer)
         if more:

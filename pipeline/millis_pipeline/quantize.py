@@ -94,7 +94,9 @@ def _fewest(
 ) -> Sequence[str]:
     """As few blocks as it takes, the most harmed first; all of them where no fewer do. Of a model with early exits the
     answers at each of them must be good enough."""
-    expected, known = answers(sources, texts), blocks(sources)
+    known = blocks(sources)
+    with step("fp32 answers"):
+        expected = answers(sources, texts)
     ranked: list[str] = []
     with _scratch(sources) as targets:
         for kept in tqdm(range(len(known)), desc="blocks in fp32", unit="block", leave=False, disable=None):
@@ -144,7 +146,8 @@ def sensitivity(
 
     Of a model with early exits it is the mean over all of them: nobody knows yet where texts will leave.
     """
-    expected = answers(sources, texts)
+    with step("fp32 answers"):
+        expected = answers(sources, texts)
     harm = {}
     with _scratch(sources) as targets:
         for name, nodes in tqdm(blocks(sources).items(), desc="sensitivity", unit="block", leave=False, disable=None):
