@@ -119,6 +119,15 @@ def checkpoint_of(folder: Path, name: str) -> Path:
     return folder / "checkpoints" / name
 
 
+def random_model(shape: Shape, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PreTrainedModel:
+    """A model of a shape, with the same random weights each time."""
+    set_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(shape.config, attn_implementation="sdpa", dtype=dtype)
+    evaluating: PreTrainedModel = model.eval()
+    return evaluating
+
+
 def build(folder: Path, name: str, setup: Setup) -> Path:
     """Builds a shape once and returns the model repository that holds it.
 
@@ -132,10 +141,7 @@ def build(folder: Path, name: str, setup: Setup) -> Path:
     if all((repository / f"{setup.model(name)}-{each}").is_dir() for each in weights):
         return repository
     print(f"building {shape.what} with random weights", flush=True)
-    set_seed(0)
-    dtype = torch.bfloat16 if weights == ("bf16",) else torch.float32
-    with torch.device(setup.device):
-        model = AutoModelForCausalLM.from_config(shape.config, attn_implementation="sdpa", dtype=dtype).eval()
+    model = random_model(shape, torch.bfloat16 if weights == ("bf16",) else torch.float32, setup.device)
     model.save_pretrained(checkpoint_of(folder, name))
     with staging(repository) as stage:
         if setup.engine == "transformers":

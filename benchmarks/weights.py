@@ -14,9 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
-from benchmarks.decoders import SHAPES
+from benchmarks.decoders import SHAPES, random_model
 from benchmarks.generation_sides import PROMPT_TOKENS, BareEngine, Timed, prompts, read_bandwidth
 from millis_pipeline.decoders.compress import compress
 from millis_pipeline.decoders.convert import GRAPH_FILE, convert
@@ -44,15 +43,10 @@ def build(folder: Path, shape: str) -> dict[str, Path]:
         print(f"building {SHAPES[shape].what} with random weights", flush=True)
         exported = folder / shape / "exported"
         exported.mkdir(parents=True, exist_ok=True)
-        convert(_model(shape), exported)
+        convert(random_model(SHAPES[shape]), exported)
         for kind in missing:
             compress(exported, folders[kind], KINDS[kind])
     return folders
-
-
-def _model(shape: str) -> PreTrainedModel:
-    set_seed(0)
-    return AutoModelForCausalLM.from_config(SHAPES[shape].config, attn_implementation="sdpa").eval()
 
 
 def row(callers: int, kind: str, size: int, timed: Timed, first_row: Timed, bandwidth: float) -> str:

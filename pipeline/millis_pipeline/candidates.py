@@ -138,6 +138,7 @@ class CandidateMaker:
         self._say = say
         self._alone = alone
         self._trimmed: dict[tuple[nn.Module, Trim], tuple[Checkpoint, str]] = {}
+        self._fewer: dict[tuple[ExitModel, tuple[int, ...]], ExitModel] = {}
         self._exported: dict[nn.Module, list[Path]] = {}
 
     def make(self, variant: VariantRecipe) -> Candidate:
@@ -202,11 +203,18 @@ class CandidateMaker:
         if len(used) < len(model.after):
             for path in graphs:
                 path.unlink()
-            fewer = replace(candidate.checkpoint, module=model.with_exits(used))
+            fewer = replace(candidate.checkpoint, module=self._with_fewer_exits(model, tuple(used)))
             return self._with_exits(replace(candidate, checkpoint=fewer), spec, held_out)
         thresholds = [threshold for threshold in found.thresholds if threshold is not None]
         steps = (*steps, found.as_text(model.after, len(held_out.inputs)))
         return replace(candidate, exits=cascade_exits(graphs, model.ends, thresholds), steps=steps)
+
+    def _with_fewer_exits(self, model: ExitModel, used: tuple[int, ...]) -> ExitModel:
+        """The same module each time, so that variants which differ in quantization share its export."""
+        key = model, used
+        if key not in self._fewer:
+            self._fewer[key] = model.with_exits(used)
+        return self._fewer[key]
 
     def _calibrated(
         self, candidate: Candidate, graphs: Sequence[Path], spec: Exits, held_out: EvaluationSet

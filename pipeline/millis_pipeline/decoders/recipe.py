@@ -123,7 +123,7 @@ class DecoderVariant(_Part):
             raise ValueError("distill: a variant with all layers has nothing to learn; give keep_layers")
         for key, known in (("group_size", ("int4",)), ("ratio", ("int4",)), ("symmetric", ("int8", "int4"))):
             if key in self.model_fields_set and self.weights not in known:
-                raise ValueError(f"{key}: only weights: {' and '.join(known)} knows it, weights is {self.weights}")
+                raise ValueError(f"{key}: only weights: {' or '.join(known)} knows it, weights is {self.weights}")
         if self.engine == "transformers":
             if self.weights not in ("fp32", "bf16"):
                 raise ValueError(f"weights: the engine transformers takes fp32 or bf16, not {self.weights}")
